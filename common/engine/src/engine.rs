@@ -1,0 +1,50 @@
+//! The engine as a node sees it.
+
+use std::sync::Arc;
+
+use baton_kv::{KvIdentity, KvMemory, TokenId};
+use baton_scheduler::{StepOutput, StepPlan};
+
+/// What is known of a loaded model.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelSpec {
+    /// Name as clients use it, e.g. `SmolLM2-135M-Instruct`.
+    pub name: String,
+    /// Tokens in the vocabulary; ids are below it.
+    pub vocabulary: usize,
+    /// Longest context that the model was made for, tokens.
+    pub context_length: usize,
+    /// Tokens that end an answer.
+    pub eos_ids: Vec<TokenId>,
+    /// Parameters.
+    pub parameters: u64,
+    /// Bytes of weights as held by the engine.
+    pub weight_bytes: u64,
+}
+
+/// Why a step failed. The sequences of the step get a typed error, and the node reports itself unhealthy if it is `Lost`.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StepError {
+    /// The plan breaks a bound (rows, context, token id, table). A defect of the caller; the engine is unharmed.
+    #[error("step plan refused: {0}")]
+    Plan(String),
+    /// The device is gone or cannot be trusted any more.
+    #[error("the engine's device is lost: {0}")]
+    Lost(String),
+}
+
+/// Runs steps. Driven by one thread; its KV memory is shared with the transports.
+pub trait Engine: Send {
+    /// The model.
+    fn model(&self) -> &ModelSpec;
+
+    /// What KV bytes of this engine mean.
+    fn identity(&self) -> KvIdentity;
+
+    /// The pool's bytes.
+    fn memory(&self) -> Arc<dyn KvMemory>;
+
+    /// Computes `plan`: appends the KV of every row, and draws one token per sampling span into `output` (cleared first).
+    /// A row's result depends only on its sequence's tokens, never on what else is in the plan.
+    fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError>;
+}

@@ -1,0 +1,15 @@
+//! Which sequences run in the next step: continuous batching and chunked prefill under a token budget.
+//!
+//! Pure: no I/O, no clock, no task. The driver calls [`Scheduler::plan`], lets an engine run the [`StepPlan`], and hands the result to
+//! [`Scheduler::complete`]. Between the two calls (while the engine computes) it may submit, cancel and release; blocks in use by
+//! the running step are given back only at `complete`.
+//!
+//! Deliberately absent: tensors, text, networking, placement.
+
+mod plan;
+mod scheduler;
+
+pub use plan::{Sample, Sampled, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
+pub use scheduler::{
+    FinishReason, NewSequence, Role, Scheduler, SchedulerConfig, SchedulerLoad, SequenceEvent, Start, SubmitError,
+};

@@ -1,0 +1,12 @@
+//! Generates the wire types and services from the contracts in `proto/`.
+
+use std::{env, path::PathBuf};
+
+fn main() -> std::io::Result<()> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let protos = ["proto/baton/v1/generation.proto", "proto/baton/node/v1/node.proto"];
+    tonic_prost_build::configure()
+        .file_descriptor_set_path(out.join("baton.bin"))
+        .bytes(".baton.node.v1.Piece.data")
+        .compile_protos(&protos, &["proto"])
+}
