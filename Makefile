@@ -1,0 +1,78 @@
+# Baton. `make` lists what there is to do; `make demo` is the place to start.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+MODELS := .models
+MODEL  := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
+BATON  := target/release/baton
+BENCH  ?= first-light
+
+export BATON_MODELS := $(abspath $(MODELS))
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build model ## install what is missing, fetch the model, build, start a cluster, answer a prompt, show what went where
+	scripts/demo $(BATON)
+
+.PHONY: up
+up: build model ## start a cluster here and keep it running until Ctrl-C (ARGS="--prefill 2 --decode 2")
+	$(BATON) up $(ARGS)
+
+.PHONY: test
+test: setup model .venv/stamp ## everything that must hold: formatting, lints, unit, property, model and whole-cluster tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo build --locked -p baton
+	BATON_PYTHON=$(abspath .venv/bin/python) cargo test --workspace --locked
+
+.PHONY: lint
+lint: setup ## formatting, clippy, and cargo-deny where it is installed (licences, sources, duplicates)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	else echo "cargo-deny is not installed (cargo install --locked cargo-deny): licences and sources were not checked"; fi
+
+.PHONY: bench
+bench: setup model ## measure and print a table (BENCH=first-light), peers and limits in the same run
+	scripts/bench $(BENCH)
+
+.PHONY: goldens
+goldens: model .venv-peers/stamp ## make the committed golden data anew, from llama.cpp and transformers
+	.venv-peers/bin/python tests/goldens/make_tokens.py $(MODEL)
+	.venv-peers/bin/python tests/goldens/make_logits.py $(MODEL)
+
+.PHONY: clean
+clean: ## remove what was built (the model and the virtual environments stay)
+	cargo clean
+
+.PHONY: build
+build: setup
+	cargo build --release --locked -p baton
+
+.PHONY: setup
+setup:
+	@scripts/setup
+
+.PHONY: model
+model: $(MODEL)
+
+$(MODEL):
+	$(PYTHON) scripts/fetch-model $(MODEL)
+
+# Python clients that the tests run against the cluster.
+.venv/stamp: tests/requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+# llama.cpp and transformers: for goldens and benchmarks only, never for `make test`.
+.venv-peers/stamp: tests/requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-peers/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-peers.txt
+	touch $@
