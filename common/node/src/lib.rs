@@ -1,1 +1,26 @@
-//! TODO
+//! What every Baton process shares: limits, lifecycle, ops endpoints, telemetry, and how errors travel.
+//!
+//! **Architecture invariants**
+//! - Every limit of the system has its value and its reason in [`limits`].
+//! - One [`Phase`] drives probes, the registry and metrics; nothing else says whether a process is ready.
+//! - Random bits and the clock are drawn here and passed into the pure crates.
+//!
+//! Deliberately absent: anything that only one role needs, and, so far, TLS and authentication: processes listen on the loopback interface unless told otherwise.
+
+pub mod announce;
+pub mod byte_size;
+pub mod clock;
+pub mod grpc;
+pub mod lifecycle;
+pub mod limits;
+pub mod listen;
+pub mod metrics;
+pub mod ops;
+pub mod random;
+pub mod signal;
+pub mod status;
+pub mod telemetry;
+
+pub use byte_size::ByteSize;
+pub use lifecycle::{Drained, Lifecycle, Phase};
+pub use listen::{ListenAddress, ListenError};

@@ -1,0 +1,68 @@
+//! `/health`, `/ready` and `/metrics`.
+//!
+//! Liveness says only that the process answers: it never depends on load, on peers or on the phase, so that a busy or draining process is not killed. Readiness is 200 in
+//! [`Phase::Ready`] and 503 otherwise.
+
+use std::io;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::{Lifecycle, Phase, metrics::Metrics};
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone)]
+struct Ops {
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+}
+
+/// The three routes, to merge into another app or to serve alone.
+pub fn routes(lifecycle: Lifecycle, metrics: Metrics) -> Router {
+    Router::new()
+        .route("/health", get(async || "ok\n"))
+        .route("/ready", get(ready))
+        .route("/metrics", get(scrape))
+        .with_state(Ops { lifecycle, metrics })
+}
+
+/// Serves the three routes on `listener` until the shutdown token is cancelled. Spawn it on [`Lifecycle::spawn`].
+pub async fn serve(listener: TcpListener, lifecycle: Lifecycle, metrics: Metrics) -> io::Result<()> {
+    let stop = lifecycle.shutdown_token();
+    // Not a graceful shutdown, which would wait for idle keep-alive connections.
+    tokio::select! {
+        served = async { axum::serve(listener, routes(lifecycle, metrics)).await } => served,
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
+async fn ready(State(ops): State<Ops>) -> (StatusCode, String) {
+    let phase = ops.lifecycle.phase();
+    let code = if phase == Phase::Ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (code, format!("{phase}\n"))
+}
+
+async fn scrape(State(ops): State<Ops>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &ops.metrics) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics could not be encoded");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
