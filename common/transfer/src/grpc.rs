@@ -1,0 +1,30 @@
+//! The handoff over gRPC: one bidirectional stream per push (`baton.node.v1.Handoff`).
+
+mod feed;
+mod peers;
+mod pusher;
+mod service;
+
+pub use feed::{Hold, PushFeed, PushInput, push_feed};
+pub use pusher::{PushError, PushJob, PushReport, Pusher, PusherConfig};
+pub use service::{Fences, HandoffService, ReceiverPort};
+
+use tonic::transport::{Endpoint, Server};
+
+use crate::limits;
+
+/// HTTP/2 settings of a server that serves handoffs: windows and frame size of [`limits`].
+pub fn configure_server<L>(server: Server<L>) -> Server<L> {
+    server
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::FRAME_BYTES)
+        .tcp_nodelay(true)
+}
+
+/// HTTP/2 settings of a connection that pushes.
+pub fn configure_endpoint(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(std::time::Duration::from_millis(limits::CONNECT_MS))
+        .tcp_nodelay(true)
+}

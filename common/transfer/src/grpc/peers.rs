@@ -1,0 +1,1 @@
+//! Connections to decode nodes, one per address, kept and bounded.

@@ -1,0 +1,47 @@
+//! Every limit of the handoff, each with its reason.
+
+/// How long a grant lasts without being renewed. Long enough for a stalled peer on a busy machine, short enough that a dead one's
+/// blocks come back while a client still waits.
+pub const LEASE_MS: u64 = 10_000;
+
+/// Heartbeats per lease: two may be lost or late before the lease ends.
+pub const HEARTBEATS_PER_LEASE: u64 = 3;
+
+/// After an abort, how long the receiver waits for its own edge to close the stream before it takes it for closed.
+pub const DRAIN_MS: u64 = 2_000;
+
+/// Live handoffs on one decode node. Each holds a prompt's tokens and slots; beyond it a reservation is refused.
+pub const MAX_HANDOFFS: usize = 1_024;
+
+/// Push streams on one decode node that may be open at once, unauthenticated ones included.
+pub const MAX_STREAMS: usize = 2_048;
+
+/// Payload of one data frame at most: 4 MiB messages measured best over gRPC. Small enough that a heartbeat is not stuck behind it.
+pub const PIECE_BYTES: usize = 4 << 20;
+
+/// Runs of layers are not cut below this where the block is larger: small frames are dominated by their overhead.
+pub const PIECE_BYTES_MIN: usize = 256 << 10;
+
+/// A gRPC message at most: the payload and room for its header, or a manifest (below 64 bytes per block).
+pub const MESSAGE_BYTES: usize = PIECE_BYTES + (64 << 10);
+
+/// HTTP/2 flow-control window of one stream: several pieces in flight, so that the sender does not wait for the receiver's copy.
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// HTTP/2 flow-control window of one connection, over all its streams.
+pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+
+/// HTTP/2 frame size: the largest that keeps other streams of the connection responsive.
+pub const FRAME_BYTES: u32 = 1 << 20;
+
+/// Frames that wait between the push and its stream. With [`PIECE_BYTES`] it bounds the bytes read ahead of the network.
+pub const FRAMES_AHEAD: usize = 4;
+
+/// Connections that one prefill node keeps to decode nodes; the least recently used goes first.
+pub const MAX_PEERS: usize = 256;
+
+/// To open a connection to a peer.
+pub const CONNECT_MS: u64 = 3_000;
+
+/// From a stream's opening to its first frame, and from the open frame to its answer.
+pub const OPEN_MS: u64 = 5_000;
