@@ -63,7 +63,7 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, bytes) in UNITS {
             if self.0 >= bytes {
-                return if self.0 % bytes == 0 {
+                return if self.0.is_multiple_of(bytes) {
                     write!(f, "{} {name}", self.0 / bytes)
                 } else {
                     write!(f, "{:.1} {name}", self.0 as f64 / bytes as f64)
