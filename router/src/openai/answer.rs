@@ -1,0 +1,281 @@
+//! Turns an answer's events into one JSON object, or into a stream of server-sent events.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::{
+    Json,
+    body::Body,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+
+use super::{
+    error::{ApiError, Endpoint},
+    fields::Delivery,
+};
+use crate::{
+    Front,
+    request::{AnswerEvent, AnswerStream, Delta, FinishReason, Finished, GenerateRequest, Started},
+};
+
+/// What tells the two endpoints' answers apart.
+pub(super) trait Shape: Send + 'static {
+    const ENDPOINT: Endpoint;
+    /// Prefix of ids.
+    const ID: &'static str;
+    const OBJECT: &'static str;
+    const CHUNK: &'static str;
+
+    fn choice(text: &str, logprobs: Value, reason: FinishReason) -> Value;
+    /// `text` is `None` in the last chunk.
+    fn chunk_choice(text: Option<&str>, logprobs: Value, reason: Option<FinishReason>, first: bool) -> Value;
+    fn logprobs(tokens: &[TokenLogprob]) -> Value;
+}
+
+/// One token of a list of log-probabilities.
+pub(super) struct TokenLogprob {
+    /// Lossy, where the token is no whole character.
+    pub(super) text: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) logprob: f32,
+    /// Characters before it in the answer.
+    pub(super) offset: usize,
+}
+
+/// OpenAI's word for it.
+pub(super) fn reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+/// Runs the request. Errors before the first token are answers with a status of their own, also when a stream was asked for.
+pub(super) async fn respond<S: Shape>(
+    front: &Front,
+    request: GenerateRequest,
+    delivery: Delivery,
+    _shape: S,
+) -> Result<Response, ApiError> {
+    let logprobs = request.logprobs;
+    let failed = |error| ApiError::from_generate(&error, S::ENDPOINT);
+    let mut events = front.generate(request).await.map_err(failed)?;
+    let Some(AnswerEvent::Started(started)) = events.next().await.transpose().map_err(failed)? else {
+        return Err(broken::<S>());
+    };
+    let writer = Writer::<S> {
+        front: front.clone(),
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs()),
+        started,
+        logprobs,
+        include_usage: delivery.include_usage,
+        offset: 0,
+        first: true,
+        shape: std::marker::PhantomData,
+    };
+    let event = events
+        .next()
+        .await
+        .transpose()
+        .map_err(failed)?
+        .ok_or_else(broken::<S>)?;
+    if delivery.stream {
+        Ok(writer.stream(event, events))
+    } else {
+        writer.whole(event, events).await
+    }
+}
+
+/// The router's stream broke its own contract.
+fn broken<S: Shape>() -> ApiError {
+    ApiError::from_generate(
+        &crate::GenerateError::Internal("the answer ended early".to_owned()),
+        S::ENDPOINT,
+    )
+}
+
+struct Writer<S> {
+    front: Front,
+    started: Started,
+    created: u64,
+    logprobs: bool,
+    include_usage: bool,
+    /// Characters of the tokens so far, for `text_offset`.
+    offset: usize,
+    first: bool,
+    shape: std::marker::PhantomData<S>,
+}
+
+impl<S: Shape> Writer<S> {
+    async fn whole(mut self, first: AnswerEvent, mut events: AnswerStream) -> Result<Response, ApiError> {
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        let mut event = first;
+        let finished = loop {
+            match event {
+                AnswerEvent::Delta(delta) => {
+                    text.push_str(&delta.text);
+                    if self.logprobs {
+                        tokens.extend(self.token_logprobs(&delta));
+                    }
+                }
+                AnswerEvent::Finished(finished) => break finished,
+                AnswerEvent::Started(_) => return Err(broken::<S>()),
+            }
+            let next = events.next().await.transpose();
+            event = next
+                .map_err(|error| ApiError::from_generate(&error, S::ENDPOINT))?
+                .ok_or_else(broken::<S>)?;
+        };
+        let logprobs = if self.logprobs {
+            S::logprobs(&tokens)
+        } else {
+            Value::Null
+        };
+        let mut answer = self.envelope(S::OBJECT, json!([S::choice(&text, logprobs, finished.reason)]));
+        answer["usage"] = usage(&finished);
+        answer["baton"] = self.details(&finished);
+        Ok(Json(answer).into_response())
+    }
+
+    fn stream(self, first: AnswerEvent, events: AnswerStream) -> Response {
+        let events = stream::once(std::future::ready(Ok(first))).chain(events);
+        let chunks = stream::unfold((self, events, false), |(mut writer, mut events, ended)| async move {
+            if ended {
+                return None;
+            }
+            let (text, ended) = match events.next().await {
+                Some(Ok(event)) => writer.chunks(event),
+                Some(Err(error)) => (sse(&ApiError::from_generate(&error, S::ENDPOINT).json()), true),
+                None => (sse(&broken::<S>().json()), true),
+            };
+            Some((
+                Ok::<_, std::convert::Infallible>(Bytes::from(text)),
+                (writer, events, ended),
+            ))
+        });
+        let mut response = Body::from_stream(chunks).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // Proxies that buffer would hide the stream.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    /// The server-sent events for one event, and whether they are the last.
+    fn chunks(&mut self, event: AnswerEvent) -> (String, bool) {
+        match event {
+            AnswerEvent::Delta(delta) => {
+                let logprobs = if self.logprobs {
+                    S::logprobs(&self.token_logprobs(&delta))
+                } else {
+                    Value::Null
+                };
+                (
+                    self.chunk(
+                        json!([S::chunk_choice(Some(&delta.text), logprobs, None, self.first)]),
+                        None,
+                    ),
+                    false,
+                )
+            }
+            AnswerEvent::Finished(finished) => {
+                let choice = S::chunk_choice(None, Value::Null, Some(finished.reason), self.first);
+                let mut text = self.chunk(json!([choice]), Some(&finished));
+                if self.include_usage {
+                    let mut last = self.envelope(S::CHUNK, json!([]));
+                    last["usage"] = usage(&finished);
+                    text.push_str(&sse(&last));
+                }
+                text.push_str("data: [DONE]\n\n");
+                (text, true)
+            }
+            AnswerEvent::Started(_) => (sse(&broken::<S>().json()), true),
+        }
+    }
+
+    fn chunk(&mut self, choices: Value, finished: Option<&Finished>) -> String {
+        self.first = false;
+        let mut chunk = self.envelope(S::CHUNK, choices);
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        if let Some(finished) = finished {
+            chunk["baton"] = self.details(finished);
+        }
+        sse(&chunk)
+    }
+
+    fn envelope(&self, object: &str, choices: Value) -> Value {
+        json!({
+            "id": format!("{}-{}", S::ID, self.started.request_id),
+            "object": object,
+            "created": self.created,
+            "model": self.started.model,
+            "choices": choices,
+        })
+    }
+
+    /// What Baton adds: where the time went, and which node did what.
+    fn details(&self, finished: &Finished) -> Value {
+        let (timings, served) = (&finished.timings, &finished.served);
+        json!({
+            "request_id": self.started.request_id.to_string(),
+            "seed": self.started.seed,
+            "timings": {
+                "queue_ms": timings.queue_ms,
+                "prefill_ms": timings.prefill_ms,
+                "transfer_ms": timings.transfer_ms,
+                "first_step_ms": timings.first_step_ms,
+                "ttft_ms": timings.ttft_ms,
+                "total_ms": timings.total_ms,
+            },
+            "served": {
+                "router": served.router,
+                "prefill_node": served.prefill_node.as_ref().map(|node| &node.0),
+                "decode_node": served.decode_node.as_ref().map(|node| &node.0),
+                "kv_bytes": served.kv_bytes,
+                "kv_blocks": served.kv_blocks,
+                "attempts": served.attempts,
+                "transport": served.transport,
+            },
+        })
+    }
+
+    fn token_logprobs(&mut self, delta: &Delta) -> Vec<TokenLogprob> {
+        let pairs = delta.ids.iter().zip(&delta.logprobs);
+        pairs
+            .map(|(&id, &logprob)| {
+                let bytes = self.front.token_bytes(id);
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                let offset = self.offset;
+                self.offset += text.chars().count();
+                TokenLogprob {
+                    text,
+                    bytes,
+                    logprob,
+                    offset,
+                }
+            })
+            .collect()
+    }
+}
+
+fn usage(finished: &Finished) -> Value {
+    let usage = &finished.usage;
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
+    })
+}
+
+fn sse(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}

@@ -1,0 +1,103 @@
+//! The public gRPC API, as a test asks it.
+
+use std::time::Duration;
+
+use baton_proto::v1::generate_event::Event;
+use baton_proto::v1::generation_client::GenerationClient;
+use baton_proto::v1::{
+    Finished, GenerateEvent, GenerateRequest, Output, Sampling, Started, Stopping, TokenIds, generate_request::Input,
+};
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::Cluster;
+
+/// No test waits longer for one event.
+pub const EVENT_LIMIT: Duration = Duration::from_secs(120);
+
+/// A whole answer.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// The first event.
+    pub started: Started,
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Log-probabilities as bits, so that equality means equality.
+    pub logprobs: Vec<u32>,
+    /// Text.
+    pub text: String,
+    /// The last event.
+    pub finished: Finished,
+}
+
+/// Connects to the router.
+pub async fn connect(cluster: &Cluster) -> GenerationClient<Channel> {
+    GenerationClient::connect(format!("http://{}", cluster.router.grpc)).await.expect("the router listens")
+}
+
+/// A request for `max_tokens` greedy tokens after `prompt`, with log-probabilities.
+pub fn greedy(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        input: Some(Input::Tokens(TokenIds { ids: prompt.to_vec() })),
+        stopping: Some(Stopping { max_tokens: Some(max_tokens), ignore_eos: Some(true), ..Stopping::default() }),
+        output: Some(Output { logprobs: Some(true), ..Output::default() }),
+        ..GenerateRequest::default()
+    }
+}
+
+/// The same, sampled with a seed.
+pub fn sampled(prompt: &[u32], max_tokens: u32, seed: u64) -> GenerateRequest {
+    GenerateRequest {
+        sampling: Some(Sampling {
+            temperature: Some(0.9),
+            top_k: Some(50),
+            top_p: Some(0.95),
+            seed: Some(seed),
+            ..Sampling::default()
+        }),
+        ..greedy(prompt, max_tokens)
+    }
+}
+
+/// Asks for text: `prompt` as it is.
+pub fn text(prompt: &str, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest { input: Some(Input::Text(prompt.to_owned())), ..greedy(&[], max_tokens) }
+}
+
+/// The next event of a stream, under a deadline.
+pub async fn next(stream: &mut Streaming<GenerateEvent>) -> Result<Option<GenerateEvent>, Status> {
+    tokio::time::timeout(EVENT_LIMIT, stream.message()).await.expect("an event, or an end, in time")
+}
+
+/// Runs a request to its end, checking what every stream must keep: sequence numbers and indices without gap or repeat,
+/// first `Started`, last `Finished`, nothing after it.
+pub async fn run(client: &mut GenerationClient<Channel>, request: GenerateRequest) -> Result<Answer, Status> {
+    let mut stream = client.generate(request).await?.into_inner();
+    let mut answer = Answer::default();
+    let (mut sequence, mut begun, mut ended) = (0, false, false);
+    while let Some(event) = next(&mut stream).await? {
+        assert!(!ended, "an event after the last");
+        assert_eq!(event.sequence, sequence, "sequence numbers have no gap and no repeat");
+        sequence += 1;
+        match event.event.expect("an event that this client knows") {
+            Event::Started(started) => {
+                assert!(!begun, "Started comes once");
+                begun = true;
+                answer.started = started;
+            }
+            Event::Delta(delta) => {
+                assert!(begun, "Started comes first");
+                assert_eq!(delta.index as usize, answer.ids.len(), "indices have no gap and no repeat");
+                answer.ids.extend(delta.ids);
+                answer.logprobs.extend(delta.logprobs.iter().map(|value| value.to_bits()));
+                answer.text.push_str(&delta.text);
+            }
+            Event::Finished(finished) => {
+                ended = true;
+                answer.finished = finished;
+            }
+        }
+    }
+    assert!(ended, "a stream that ends well ends with Finished");
+    Ok(answer)
+}
