@@ -6,10 +6,12 @@
 //!
 //! Deliberately absent: tensors, text, networking, placement.
 
+mod event;
 mod plan;
 mod scheduler;
+mod sequence;
 
+pub use event::{FinishReason, SequenceEvent};
 pub use plan::{Sample, Sampled, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
-pub use scheduler::{
-    FinishReason, NewSequence, Role, Scheduler, SchedulerConfig, SchedulerLoad, SequenceEvent, Start, SubmitError,
-};
+pub use scheduler::{Scheduler, SchedulerConfig, SchedulerLoad};
+pub use sequence::{NewSequence, Role, Start, SubmitError};

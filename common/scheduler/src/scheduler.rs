@@ -1,8 +1,15 @@
-//! The scheduler.
+//! The scheduler's table and what comes in from outside; [`planning`] makes steps, [`completion`] takes their results in.
 
-use baton_kv::{BlockId, BlockName, Pool, TokenId};
+use std::collections::VecDeque;
 
-use crate::{SamplingParams, SequenceId, StepOutput, StepPlan};
+use baton_kv::{BlockId, BlockName, Pool, TokenId, name_blocks};
+
+use crate::{FinishReason, NewSequence, Role, SamplingParams, SequenceEvent, SequenceId, Start, SubmitError};
+
+mod completion;
+mod planning;
+#[cfg(test)]
+mod tests;
 
 /// Bounds of one node's scheduler.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,130 +28,6 @@ pub struct SchedulerConfig {
     pub block_tokens: usize,
 }
 
-/// What becomes of a sequence after its first token.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Role {
-    /// It decodes to its end here.
-    Decode,
-    /// It stops after the first token and holds its blocks until [`Scheduler::release`] (they are being pushed).
-    Prefill,
-}
-
-/// Where a sequence starts.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Start {
-    /// Nothing is computed here, but a prefix may be found in the pool.
-    Compute,
-    /// Handed over: `table` (each block held once for this sequence) holds the KV of the whole prompt. `output` must not be empty.
-    Handed {
-        /// Its blocks, in order.
-        table: Vec<BlockId>,
-    },
-}
-
-/// A sequence to run.
-#[derive(Clone, PartialEq, Debug)]
-pub struct NewSequence {
-    /// Its id, unused so far.
-    pub id: SequenceId,
-    /// Parent of its first block's name (identity and salt are in it).
-    pub root: BlockName,
-    /// The prompt; at least one token.
-    pub prompt: Vec<TokenId>,
-    /// Tokens generated already (a replay, a handed first token): they are not emitted again; the next output index is `output.len()`.
-    pub output: Vec<TokenId>,
-    /// Output tokens in all at most, `output` included; at least 1.
-    pub max_new_tokens: usize,
-    /// A drawn token that is one of these ends the answer (it is emitted, with [`FinishReason::Stop`]).
-    pub stop_ids: Vec<TokenId>,
-    /// How tokens are drawn.
-    pub sampling: SamplingParams,
-    /// What becomes of it after its first token.
-    pub role: Role,
-    /// Where it starts.
-    pub start: Start,
-}
-
-/// Why a sequence was not taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum SubmitError {
-    /// `max_waiting` wait already. A retry helps.
-    #[error("the node's queue is full ({limit} sequences wait)")]
-    QueueFull {
-        /// `max_waiting`.
-        limit: usize,
-    },
-    /// Prompt + `max_new_tokens` exceed `max_context`, or the pool could never hold them. A retry does not help.
-    #[error("the sequence needs {needed} tokens of context and this node has {limit}")]
-    TooLong {
-        /// Tokens needed.
-        needed: usize,
-        /// Tokens that fit.
-        limit: usize,
-    },
-    /// The prompt is empty.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-}
-
-/// Why a sequence ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FinishReason {
-    /// A stop token was drawn.
-    Stop,
-    /// `max_new_tokens` were drawn.
-    Length,
-    /// [`Scheduler::cancel`].
-    Cancelled,
-}
-
-/// What happened to a sequence in a step.
-#[derive(Clone, PartialEq, Debug)]
-pub enum SequenceEvent {
-    /// It left the queue; `cached_tokens` of its prompt were found in the pool.
-    Started {
-        /// Whose.
-        id: SequenceId,
-        /// Prompt tokens found.
-        cached_tokens: usize,
-        /// Its table so far: the cached blocks.
-        table: Vec<BlockId>,
-    },
-    /// A chunk of its prompt was computed: positions `0..computed` are in the pool. Sent before `Token` of the same step.
-    Computed {
-        /// Whose.
-        id: SequenceId,
-        /// Prompt tokens in the pool.
-        computed: usize,
-        /// The whole table: enough blocks for `computed`.
-        table: Vec<BlockId>,
-    },
-    /// A token was drawn.
-    Token {
-        /// Whose.
-        id: SequenceId,
-        /// Output index.
-        index: u32,
-        /// The token.
-        token: TokenId,
-        /// Its log-probability.
-        logprob: f32,
-    },
-    /// It ended. With [`Role::Prefill`] its blocks stay held until `release`; with [`Role::Decode`] they are given back already.
-    /// With [`Role::Prefill`] this is sent after the first token (reason `Length` unless the token was a stop token or the only one allowed).
-    Finished {
-        /// Whose.
-        id: SequenceId,
-        /// Why.
-        reason: FinishReason,
-    },
-    /// The pool ran out as sequences grew: its blocks were given back, it waits again and will recompute what it loses.
-    Preempted {
-        /// Whose.
-        id: SequenceId,
-    },
-}
-
 /// What the node reports to the routers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SchedulerLoad {
@@ -158,51 +41,244 @@ pub struct SchedulerLoad {
     pub preemptions: u64,
 }
 
-/// The scheduler of one node.
-pub struct Scheduler {
-    _private: (),
+/// A sequence in the scheduler's hands.
+struct Sequence {
+    id: SequenceId,
+    /// Order of submission, kept through preemptions.
+    arrival: u64,
+    role: Role,
+    root: BlockName,
+    /// Prompt, then output.
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+    max_new_tokens: usize,
+    stop_ids: Vec<TokenId>,
+    sampling: SamplingParams,
+    /// Each block held once; room for at least `context` tokens. Empty while it waits.
+    table: Vec<BlockId>,
+    /// Tokens whose KV is in the pool.
+    context: usize,
+    /// Leading blocks of the table that have their names.
+    named_blocks: usize,
+    /// Name of the last of these; the root if there is none.
+    last_name: BlockName,
+    /// Rows in the running step; 0 when it is not in it.
+    rows: usize,
+    /// Cancelled while in the running step.
+    cancelled: bool,
+    /// `Started` was sent, or never will be.
+    started: bool,
 }
 
-#[allow(unused_variables, clippy::todo)]
-impl Scheduler {
-    /// Empty.
-    pub fn new(config: SchedulerConfig) -> Self {
-        todo!()
+impl Sequence {
+    /// Rows until the next token can be drawn; at least 1.
+    fn remaining(&self) -> usize {
+        self.tokens.len() - self.context
     }
 
-    /// Takes a sequence into the queue. On error its handed blocks stay the caller's.
+    fn output(&self) -> &[TokenId] {
+        &self.tokens[self.prompt_len..]
+    }
+
+    /// Whether the output so far ends the answer.
+    fn ended(&self) -> Option<FinishReason> {
+        if self.output().iter().any(|token| self.stop_ids.contains(token)) {
+            return Some(FinishReason::Stop);
+        }
+        (self.output().len() >= self.max_new_tokens).then_some(FinishReason::Length)
+    }
+
+    /// Tokens whose KV is in the pool at the end, if all `max_new_tokens` are drawn: the last one's never is.
+    fn final_context(&self) -> usize {
+        match self.role {
+            Role::Prefill => self.tokens.len(),
+            Role::Decode => self
+                .prompt_len
+                .saturating_add(self.max_new_tokens)
+                .saturating_sub(1)
+                .max(self.context),
+        }
+    }
+
+    fn give_back(&mut self, pool: &mut Pool) {
+        pool.release(&self.table);
+        self.table.clear();
+    }
+}
+
+/// One span of the running step.
+struct Flight {
+    /// Finds the sequence in `running`.
+    arrival: u64,
+    samples: bool,
+}
+
+/// A finished [`Role::Prefill`] sequence.
+struct Finished {
+    id: SequenceId,
+    table: Vec<BlockId>,
+}
+
+/// The scheduler of one node.
+pub struct Scheduler {
+    config: SchedulerConfig,
+    /// By arrival, except that preempted ones are in front.
+    waiting: VecDeque<Sequence>,
+    /// By arrival, oldest first.
+    running: Vec<Sequence>,
+    /// The spans of the running step, in its order.
+    flight: Vec<Flight>,
+    /// Had ended when they were submitted; the next `plan` says so.
+    ended: Vec<(Sequence, FinishReason)>,
+    /// Hold their blocks until released.
+    finished: Vec<Finished>,
+    next_arrival: u64,
+    preemptions: u64,
+}
+
+impl Scheduler {
+    /// Empty. Panics if a bound of the config is 0 (`max_waiting` may be).
+    pub fn new(config: SchedulerConfig) -> Self {
+        let bounds = [
+            config.token_budget,
+            config.chunk_tokens,
+            config.max_running,
+            config.max_context,
+            config.block_tokens,
+        ];
+        assert!(!bounds.contains(&0), "nothing can ever run: {config:?}");
+        Self {
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            flight: Vec::new(),
+            ended: Vec::new(),
+            finished: Vec::new(),
+            next_arrival: 0,
+            preemptions: 0,
+        }
+    }
+
+    /// Takes a sequence into the queue; a handed one runs at once, also beyond `max_running` (it has its blocks already), but still
+    /// at most `max_running` are in one step, the oldest first. On error its handed blocks stay the caller's.
+    ///
+    /// Panics if a handed sequence has no output, or its table no room for the prompt: the handoff did not verify it.
     pub fn submit(&mut self, sequence: NewSequence, pool: &Pool) -> Result<(), SubmitError> {
-        todo!()
+        let handed = matches!(sequence.start, Start::Handed { .. });
+        let sequence = self.take_in(sequence);
+        self.check_size(&sequence, pool)?;
+        let limit = self.config.max_waiting;
+        if !handed && self.waiting.len() + self.ended.len() >= limit {
+            return Err(SubmitError::QueueFull { limit });
+        }
+        self.next_arrival += 1;
+        match sequence.ended() {
+            Some(reason) => self.ended.push((sequence, reason)),
+            None if handed => self.running.push(sequence),
+            None => self.waiting.push_back(sequence),
+        }
+        Ok(())
     }
 
     /// Ends a sequence, wherever it is; unknown ids are ignored. Its blocks are given back now, or at `complete` if the running step uses them.
     /// Emits `Finished { Cancelled }` exactly once (now, or at `complete`), except for a prefill sequence that has finished: that is only released.
     pub fn cancel(&mut self, id: SequenceId, pool: &mut Pool, events: &mut Vec<SequenceEvent>) {
-        todo!()
+        let mut cancelled = if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
+            if self.running[at].rows > 0 {
+                self.running[at].cancelled = true;
+                return;
+            }
+            self.running.remove(at)
+        } else if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == id) {
+            self.waiting.remove(at).expect("just found")
+        } else if let Some(at) = self.ended.iter().position(|(sequence, _)| sequence.id == id) {
+            self.ended.remove(at).0
+        } else {
+            return self.release(id, pool);
+        };
+        cancelled.give_back(pool);
+        let reason = FinishReason::Cancelled;
+        events.push(SequenceEvent::Finished { id, reason });
     }
 
     /// Gives back the blocks of a finished [`Role::Prefill`] sequence; unknown ids are ignored.
     pub fn release(&mut self, id: SequenceId, pool: &mut Pool) {
-        todo!()
-    }
-
-    /// Plans the next step. False, and an empty plan, when there is nothing to run. Must not be called between `plan` and `complete` or `failed`.
-    pub fn plan(&mut self, pool: &mut Pool, plan: &mut StepPlan, events: &mut Vec<SequenceEvent>) -> bool {
-        todo!()
-    }
-
-    /// Takes in the result of the planned step: names full blocks, emits events, gives back what ended.
-    pub fn complete(&mut self, output: &StepOutput, pool: &mut Pool, events: &mut Vec<SequenceEvent>) {
-        todo!()
-    }
-
-    /// The engine failed: ends every sequence of the step as cancelled, and names none of its blocks.
-    pub fn failed(&mut self, pool: &mut Pool, events: &mut Vec<SequenceEvent>) {
-        todo!()
+        if let Some(at) = self.finished.iter().position(|finished| finished.id == id) {
+            pool.release(&self.finished.swap_remove(at).table);
+        }
     }
 
     /// For load reports.
     pub fn load(&self) -> SchedulerLoad {
-        todo!()
+        let sequences = self.waiting.iter().chain(&self.running);
+        SchedulerLoad {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            queued_prefill_tokens: sequences
+                .map(|sequence| sequence.prompt_len.saturating_sub(sequence.context))
+                .sum(),
+            preemptions: self.preemptions,
+        }
+    }
+
+    fn take_in(&self, new: NewSequence) -> Sequence {
+        let block_tokens = self.config.block_tokens;
+        let prompt_len = new.prompt.len();
+        let (mut context, mut named_blocks, mut last_name) = (0, 0, new.root);
+        let table = match new.start {
+            Start::Compute => Vec::new(),
+            Start::Handed { table } => {
+                assert!(!new.output.is_empty(), "handed over without its first token");
+                assert!(
+                    table.len() * block_tokens >= prompt_len,
+                    "handed over without its prompt"
+                );
+                let names = name_blocks(new.root, &new.prompt, block_tokens);
+                (context, named_blocks) = (prompt_len, names.len());
+                last_name = names.last().copied().unwrap_or(new.root);
+                table
+            }
+        };
+        let mut tokens = new.prompt;
+        tokens.extend(new.output);
+        Sequence {
+            id: new.id,
+            arrival: self.next_arrival,
+            role: new.role,
+            root: new.root,
+            tokens,
+            prompt_len,
+            max_new_tokens: new.max_new_tokens,
+            stop_ids: new.stop_ids,
+            sampling: new.sampling,
+            started: context > 0,
+            table,
+            context,
+            named_blocks,
+            last_name,
+            rows: 0,
+            cancelled: false,
+        }
+    }
+
+    /// Whether it fits the context, and the pool if it were alone there.
+    fn check_size(&self, sequence: &Sequence, pool: &Pool) -> Result<(), SubmitError> {
+        let block_tokens = self.config.block_tokens;
+        assert_eq!(block_tokens, pool.block_tokens(), "the pool has other blocks");
+        if sequence.prompt_len == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let needed = sequence.prompt_len.saturating_add(sequence.max_new_tokens);
+        let needed = needed.max(sequence.tokens.len());
+        let limit = self.config.max_context;
+        if needed > limit {
+            return Err(SubmitError::TooLong { needed, limit });
+        }
+        let needed = sequence.final_context();
+        let limit = pool.counts().total * block_tokens;
+        if needed > limit {
+            return Err(SubmitError::TooLong { needed, limit });
+        }
+        Ok(())
     }
 }

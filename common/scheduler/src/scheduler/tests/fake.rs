@@ -1,0 +1,213 @@
+//! An engine whose every token depends on all tokens of its sequence, as they lie in the blocks of its table, so that a wrong table, context
+//! or block changes the answer; and a node around it.
+
+use baton_kv::{BlockId, BlockName, HandoffId, KvIdentity, Owner, Pool, Salt, TokenId};
+
+use super::super::*;
+use crate::{Sampled, StepOutput, StepPlan};
+
+pub(super) const BLOCK_TOKENS: usize = 2;
+pub(super) const VOCABULARY: u32 = 5;
+/// What lies in a block that nobody has written.
+const GARBAGE: TokenId = 99;
+
+pub(super) fn root() -> BlockName {
+    BlockName::root(&KvIdentity([1; 32]), &Salt([2; 32]))
+}
+
+pub(super) fn blocks_for(tokens: usize) -> usize {
+    tokens.div_ceil(BLOCK_TOKENS)
+}
+
+/// The token that follows `tokens`.
+pub(super) fn next_token(tokens: &[TokenId]) -> TokenId {
+    let hash = tokens.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &token| {
+        (hash ^ u64::from(token + 1)).wrapping_mul(0x0100_0000_01b3)
+    });
+    ((hash >> 32) % u64::from(VOCABULARY)) as TokenId
+}
+
+/// The whole output of a sequence that runs undisturbed.
+pub(super) fn undisturbed(prompt: &[TokenId], max_new_tokens: usize, stop_ids: &[TokenId]) -> Vec<TokenId> {
+    let mut tokens = prompt.to_vec();
+    while tokens.len() < prompt.len() + max_new_tokens {
+        tokens.push(next_token(&tokens));
+        if stop_ids.contains(tokens.last().unwrap()) {
+            break;
+        }
+    }
+    tokens.split_off(prompt.len())
+}
+
+/// One node: pool, block contents, scheduler, and the step under way.
+pub(super) struct Node {
+    pub(super) config: SchedulerConfig,
+    pub(super) pool: Pool,
+    pub(super) scheduler: Scheduler,
+    pub(super) plan: StepPlan,
+    pub(super) running: bool,
+    /// Since they were last taken.
+    pub(super) events: Vec<SequenceEvent>,
+    /// Who drew a token in the last step.
+    drew: Vec<SequenceId>,
+    /// `[block][token]`.
+    memory: Vec<TokenId>,
+    next_handoff: u64,
+}
+
+impl Node {
+    pub(super) fn new(config: SchedulerConfig, blocks: usize) -> Self {
+        Self {
+            config,
+            pool: Pool::new(blocks, BLOCK_TOKENS),
+            scheduler: Scheduler::new(config),
+            plan: StepPlan::default(),
+            running: false,
+            events: Vec::new(),
+            drew: Vec::new(),
+            memory: vec![GARBAGE; blocks * BLOCK_TOKENS],
+            next_handoff: 0,
+        }
+    }
+
+    pub(super) fn submit(&mut self, sequence: NewSequence) -> Result<(), SubmitError> {
+        self.scheduler.submit(sequence, &self.pool)
+    }
+
+    pub(super) fn cancel(&mut self, id: u64) {
+        self.scheduler.cancel(SequenceId(id), &mut self.pool, &mut self.events);
+    }
+
+    pub(super) fn release(&mut self, id: u64) {
+        self.scheduler.release(SequenceId(id), &mut self.pool);
+    }
+
+    /// A handoff fills blocks with `prompt`, as far as there is room.
+    pub(super) fn receive(&mut self, prompt: &[TokenId]) -> Option<Vec<BlockId>> {
+        self.next_handoff += 1;
+        let handoff = HandoffId(self.next_handoff);
+        let slots = self.pool.grant(handoff, blocks_for(prompt.len())).ok()?;
+        self.pool.accept(handoff, &slots);
+        let table: Vec<_> = slots.iter().map(|slot| slot.block).collect();
+        for (position, &token) in prompt.iter().enumerate() {
+            *self.cell(&table, position) = token;
+        }
+        let mut parent = root();
+        for (&block, tokens) in table.iter().zip(prompt.chunks_exact(BLOCK_TOKENS)) {
+            parent = self.pool.name(block, parent, tokens);
+        }
+        Some(table)
+    }
+
+    /// Takes blocks as handoffs do that never come to anything, and writes into them.
+    pub(super) fn squeeze(&mut self, count: usize) -> Vec<BlockId> {
+        let blocks = self.pool.allocate(count).unwrap_or_default();
+        for position in 0..blocks.len() * BLOCK_TOKENS {
+            *self.cell(&blocks, position) = GARBAGE;
+        }
+        blocks
+    }
+
+    /// Plans a step and checks it.
+    pub(super) fn plan(&mut self) -> bool {
+        assert!(!self.running);
+        self.running = self.scheduler.plan(&mut self.pool, &mut self.plan, &mut self.events);
+        self.check_plan();
+        self.drew.clear();
+        self.running
+    }
+
+    /// Computes the planned step and takes its result in.
+    pub(super) fn complete(&mut self) {
+        assert!(std::mem::take(&mut self.running));
+        self.check_held();
+        let output = self.compute();
+        self.drew = self.plan.sampling_spans().map(|span| span.sequence).collect();
+        self.scheduler.complete(&output, &mut self.pool, &mut self.events);
+    }
+
+    pub(super) fn fail(&mut self) {
+        assert!(std::mem::take(&mut self.running));
+        self.check_held();
+        self.scheduler.failed(&mut self.pool, &mut self.events);
+    }
+
+    /// Runs until there is nothing to run; the number of steps is bounded. Finished prefills are released as they come.
+    pub(super) fn run(&mut self, max_steps: usize) {
+        for _ in 0..max_steps {
+            if !self.plan() {
+                return;
+            }
+            self.complete();
+        }
+        panic!("still running after {max_steps} steps");
+    }
+
+    pub(super) fn read(&self, table: &[BlockId], tokens: usize) -> Vec<TokenId> {
+        let at = |position: usize| table[position / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + position % BLOCK_TOKENS;
+        (0..tokens).map(|position| self.memory[at(position)]).collect()
+    }
+
+    fn cell(&mut self, table: &[BlockId], position: usize) -> &mut TokenId {
+        &mut self.memory[table[position / BLOCK_TOKENS].0 as usize * BLOCK_TOKENS + position % BLOCK_TOKENS]
+    }
+
+    fn compute(&mut self) -> StepOutput {
+        let plan = std::mem::take(&mut self.plan);
+        for span in &plan.spans {
+            for (offset, row) in span.rows.clone().enumerate() {
+                *self.cell(plan.table(span), span.context + offset) = plan.tokens[row];
+            }
+        }
+        let sampled = plan.sampling_spans().map(|span| Sampled {
+            sequence: span.sequence,
+            token: next_token(&self.read(plan.table(span), span.end())),
+            logprob: -1.0,
+        });
+        let output = StepOutput {
+            sampled: sampled.collect(),
+        };
+        self.plan = plan;
+        output
+    }
+
+    fn check_plan(&self) {
+        let plan = &self.plan;
+        assert_eq!(self.running, !plan.spans.is_empty());
+        assert!(plan.rows() <= self.config.token_budget && plan.spans.len() <= self.config.max_running);
+        let (mut row, mut entry, mut long) = (0, 0, false);
+        let mut written = Vec::new();
+        for (at, span) in plan.spans.iter().enumerate() {
+            assert_eq!((span.rows.start, span.table.start), (row, entry));
+            (row, entry) = (span.rows.end, span.table.end);
+            assert!((1..=self.config.chunk_tokens).contains(&span.rows.len()));
+            assert_eq!(span.table.len(), blocks_for(span.end()));
+            assert!(span.end() <= self.config.max_context);
+            assert!(plan.spans[..at].iter().all(|other| other.sequence != span.sequence));
+            // Who drew a token in the last step comes before all chunks.
+            long |= span.rows.len() > 1;
+            assert!(
+                !(long && self.drew.contains(&span.sequence)),
+                "a decode row after a chunk"
+            );
+            written.extend(&plan.table(span)[span.context / BLOCK_TOKENS..]);
+        }
+        assert_eq!((row, entry), (plan.tokens.len(), plan.tables.len()));
+        for (at, &block) in written.iter().enumerate() {
+            assert_eq!(
+                self.pool.owner(block),
+                Owner::Sequence { refs: 1 },
+                "written, but shared"
+            );
+            assert!(!written[..at].contains(&block), "written by two");
+        }
+        self.check_held();
+    }
+
+    /// What the step uses is held.
+    fn check_held(&self) {
+        for &block in &self.plan.tables {
+            assert!(matches!(self.pool.owner(block), Owner::Sequence { .. }), "{block:?}");
+        }
+    }
+}
