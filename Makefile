@@ -43,9 +43,9 @@ bench: setup model ## measure and print a table (BENCH=first-light), peers and l
 	scripts/bench $(BENCH)
 
 .PHONY: goldens
-goldens: model .venv-peers/stamp ## make the committed golden data anew, from llama.cpp and transformers
-	.venv-peers/bin/python tests/goldens/make_tokens.py $(MODEL)
-	.venv-peers/bin/python tests/goldens/make_logits.py $(MODEL)
+goldens: model .venv-goldens/stamp ## make the committed golden data anew, from llama.cpp and transformers
+	.venv-goldens/bin/python tests/goldens/make_tokens.py $(MODEL)
+	.venv-goldens/bin/python tests/goldens/make_logits.py $(MODEL)
 
 .PHONY: clean
 clean: ## remove what was built (the model and the virtual environments stay)
@@ -71,8 +71,16 @@ $(MODEL):
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
-# llama.cpp and transformers: for goldens and benchmarks only, never for `make test`.
-.venv-peers/stamp: tests/requirements-peers.txt
-	$(PYTHON) -m venv .venv-peers
-	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-peers/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-peers.txt
+# llama.cpp, built natively: the peer of the benchmarks, never needed by `make test`.
+.venv-llama/stamp: tests/requirements-llama.txt
+	$(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/pip install --quiet --disable-pip-version-check cmake ninja
+	PATH="$(abspath .venv-llama/bin):$$PATH" CMAKE_ARGS="-DGGML_NATIVE=ON" \
+		.venv-llama/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-llama.txt
+	touch $@
+
+# llama.cpp and transformers: what the goldens are made from.
+.venv-goldens/stamp: tests/requirements-goldens.txt
+	$(PYTHON) -m venv .venv-goldens
+	.venv-goldens/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-goldens.txt
 	touch $@

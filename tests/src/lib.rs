@@ -5,6 +5,7 @@
 //!
 //! Nothing depends on this crate.
 
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod http;

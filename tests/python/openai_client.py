@@ -1,0 +1,69 @@
+"""OpenAI's own client against a Baton cluster. usage: openai_client.py HTTP_ADDRESS GRPC_ADDRESS"""
+
+import sys
+
+import openai
+
+client = openai.OpenAI(base_url=f"http://{sys.argv[1]}/v1", api_key="none", max_retries=0, timeout=120)
+
+models = client.models.list().data
+assert [model.id for model in models] == ["SmolLM2-135M-Instruct"], models
+assert client.models.retrieve("SmolLM2-135M-Instruct").owned_by == "baton"
+
+messages = [{"role": "user", "content": "Name the three primary colours."}]
+greedy = dict(model="SmolLM2-135M-Instruct", messages=messages, temperature=0, max_tokens=24)
+whole = client.chat.completions.create(**greedy, logprobs=True)
+choice = whole.choices[0]
+assert choice.message.role == "assistant" and choice.message.content, whole
+assert choice.finish_reason in ("stop", "length"), whole
+assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens, whole.usage
+assert len(choice.logprobs.content) == whole.usage.completion_tokens, choice.logprobs
+assert all(token.logprob <= 0 for token in choice.logprobs.content)
+
+# Streamed, the same text; the usage comes last, once.
+chunks = list(client.chat.completions.create(**greedy, stream=True, stream_options={"include_usage": True}))
+assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
+text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+assert text == choice.message.content, (text, choice.message.content)
+assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True], chunks
+assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0, "the prompt's whole blocks are held by now"
+reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+assert reasons[:-1] == [None] * (len(reasons) - 1) and reasons[-1] == choice.finish_reason, reasons
+
+# A seed fixes a sampled answer; another seed gives another.
+sampled = dict(model=models[0].id, messages=messages, temperature=1.2, max_completion_tokens=24)
+answers = [client.chat.completions.create(**sampled, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
+assert answers[0] == answers[1] != answers[2], answers
+
+# A stop string, and a conversation.
+stop = choice.message.content[8:12]
+stopped = client.chat.completions.create(**greedy, stop=[stop])
+assert stopped.choices[0].finish_reason == "stop", stopped
+assert stopped.choices[0].message.content == choice.message.content[: choice.message.content.index(stop)], stopped
+turns = messages + [{"role": "assistant", "content": text}, {"role": "user", "content": [{"type": "text", "text": "And in German?"}]}]
+assert client.chat.completions.create(model=models[0].id, messages=turns, max_tokens=8).usage.completion_tokens > 0
+
+# Completions: text and token ids.
+plain = client.completions.create(model=models[0].id, prompt="The capital of France is", max_tokens=6, temperature=0, logprobs=0)
+assert plain.choices[0].text and len(plain.choices[0].logprobs.tokens) == plain.usage.completion_tokens, plain
+streamed = client.completions.create(model=models[0].id, prompt="The capital of France is", max_tokens=6, temperature=0, stream=True)
+assert "".join(chunk.choices[0].text for chunk in streamed) == plain.choices[0].text
+
+
+def refused(kind, code, **request):
+    try:
+        client.chat.completions.create(**{"model": models[0].id, "messages": messages, **request})
+    except kind as error:
+        assert error.code == code, (error.code, code)
+    else:
+        raise AssertionError(f"{request} was not refused")
+
+
+refused(openai.BadRequestError, "NOT_BUILT", tools=[{"type": "function", "function": {"name": "f"}}])
+refused(openai.BadRequestError, "NOT_BUILT", n=2)
+refused(openai.BadRequestError, "INVALID_FIELD", temperature=-1)
+refused(openai.BadRequestError, "UNKNOWN_FIELD", extra_body={"frobnicate": 1})
+refused(openai.NotFoundError, "MODEL_NOT_FOUND", model="gpt-5")
+
+print("all checks passed")

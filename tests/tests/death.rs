@@ -1,0 +1,104 @@
+//! A node that dies in the middle of a request: the client gets one typed error within a bound, and the survivors hold nothing one lease later.
+//! (Replay on another node comes later.)
+
+use std::time::{Duration, Instant};
+
+use baton_tests::{Cluster, ClusterOptions, Role, client};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// From the kill to the client's error.
+const NOTICED: Duration = Duration::from_secs(10);
+/// One lease, and the look at it.
+const LEASE: Duration = Duration::from_secs(20);
+
+/// Reads until the stream ends with an error.
+async fn error_of(stream: &mut tonic::Streaming<baton_proto::v1::GenerateEvent>) -> Status {
+    loop {
+        match client::next(stream).await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the answer ended well although its node had died"),
+            Err(status) => return status,
+        }
+    }
+}
+
+/// Starts an answer, waits for `events` events, does `harm`, and checks what is promised.
+async fn harmed(role: Role, prompt_tokens: usize, events: usize, signal: &str) {
+    let mut cluster = Cluster::start(ClusterOptions { prefill: 2, decode: 2, ..ClusterOptions::default() });
+    let mut api = client::connect(&cluster).await;
+    let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|token| 300 + token * 7 % 4_000).collect();
+    let mut stream = api.generate(client::greedy(&prompt, 4_000)).await.expect("a stream").into_inner();
+    for _ in 0..events {
+        client::next(&mut stream).await.expect("no error yet").expect("an event");
+    }
+    // Which of the two serves it is the router's business: harm both.
+    for index in 0..2 {
+        cluster.node(role, index).signal(signal);
+    }
+    let harmed = Instant::now();
+    let status = error_of(&mut stream).await;
+    assert!(harmed.elapsed() < NOTICED, "noticed after {:?}", harmed.elapsed());
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    assert_eq!(reason.as_deref(), Some("NODE_LOST"), "{status:?}");
+    for index in 0..2 {
+        cluster.node(role, index).kill();
+    }
+    cluster.assert_idle(LEASE);
+    // New nodes join, and the cluster serves again.
+    cluster.add_node(role, 2);
+    cluster.wait_members();
+    let answer = client::run(&mut api, client::greedy(&prompt[..40], 5)).await.expect("an answer");
+    assert_eq!(answer.ids.len(), 5);
+    cluster.assert_idle(LEASE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decode_killed_while_tokens_stream() {
+    harmed(Role::Decode, 40, 6, "KILL").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decode_killed_while_the_prompt_is_computed() {
+    harmed(Role::Decode, 3_000, 1, "KILL").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefill_killed_while_the_prompt_is_computed() {
+    harmed(Role::Prefill, 3_000, 1, "KILL").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decode_stopped_while_tokens_stream() {
+    harmed(Role::Decode, 40, 6, "STOP").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_node_that_dies_later_changes_nothing() {
+    let mut cluster = Cluster::start(ClusterOptions::default());
+    let mut api = client::connect(&cluster).await;
+    let mut stream = api.generate(client::greedy(&[5, 6, 7, 8], 60)).await.expect("a stream").into_inner();
+    for _ in 0..5 {
+        client::next(&mut stream).await.expect("no error").expect("an event");
+    }
+    cluster.node(Role::Prefill, 0).kill();
+    while client::next(&mut stream).await.expect("the decode node goes on").is_some() {}
+    cluster.assert_idle(LEASE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_router_frees_the_nodes() {
+    let mut cluster = Cluster::start(ClusterOptions::default());
+    let mut api = client::connect(&cluster).await;
+    for prompt_tokens in [40, 3_000] {
+        let prompt = vec![9; prompt_tokens];
+        let mut stream = api.generate(client::greedy(&prompt, 4_000)).await.expect("a stream").into_inner();
+        client::next(&mut stream).await.expect("no error").expect("an event");
+        if prompt_tokens == 3_000 {
+            cluster.router.kill();
+            let _ = error_of(&mut stream).await;
+        }
+    }
+    cluster.assert_idle(LEASE);
+}

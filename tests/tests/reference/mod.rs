@@ -1,0 +1,76 @@
+//! The same engine, alone, in this process, without scheduler, pool or network: what every cluster must answer, bit for bit.
+
+use baton_engine::{Engine, EngineOptions, Source, open};
+use baton_kv::BlockId;
+use baton_scheduler::{Sample, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
+use baton_text::ModelText;
+use baton_tests::default_model;
+
+/// An engine and its tokenizer.
+pub struct Reference {
+    engine: Box<dyn Engine>,
+    text: ModelText,
+}
+
+/// An answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expected {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Log-probabilities as bits.
+    pub logprobs: Vec<u32>,
+}
+
+impl Reference {
+    /// Opens the default model on two threads (the clusters under test use one).
+    pub fn open() -> Self {
+        let options = EngineOptions {
+            threads: 2,
+            kv_bytes: 64 << 20,
+            max_rows: 512,
+            max_sequences: 1,
+            ..EngineOptions::new(Source::File(default_model()))
+        };
+        let engine = open(&options, &|_| {}).expect("the default model opens");
+        Self { engine, text: ModelText::open(&default_model()).expect("the default model has a tokenizer") }
+    }
+
+    /// The first `length` tokens of a text.
+    pub fn prompt(&self, text: &str, length: usize) -> Vec<u32> {
+        let ids = self.text.tokenizer.encode(text, false).expect("text");
+        assert!(ids.len() >= length, "the text has {} tokens", ids.len());
+        ids[..length].to_vec()
+    }
+
+    /// The whole prompt in one step, then one token a step. `seed`: as [`baton_tests::client::sampled`]; none: greedy.
+    pub fn run(&mut self, prompt: &[u32], output: u32, seed: Option<u64>) -> Expected {
+        let params = seed.map_or_else(SamplingParams::greedy, |seed| SamplingParams {
+            temperature: 0.9,
+            top_k: 50,
+            top_p: 0.95,
+            min_p: 0.0,
+            seed,
+            choice: 0,
+        });
+        let mut expected = Expected { ids: Vec::new(), logprobs: Vec::new() };
+        let (mut context, mut rows) = (0, prompt.to_vec());
+        for index in 0..output {
+            let end = context + rows.len();
+            let tables: Vec<BlockId> = (0..end.div_ceil(32) as u32).map(BlockId).collect();
+            let span = Span {
+                sequence: SequenceId(1),
+                rows: 0..rows.len(),
+                context,
+                table: 0..tables.len(),
+                sample: Some(Sample { params, index }),
+            };
+            let plan = StepPlan { tokens: rows, spans: vec![span], tables };
+            let mut out = StepOutput::default();
+            self.engine.step(&plan, &mut out).expect("a step");
+            expected.ids.push(out.sampled[0].token);
+            expected.logprobs.push(out.sampled[0].logprob.to_bits());
+            (context, rows) = (end, vec![out.sampled[0].token]);
+        }
+        expected
+    }
+}
