@@ -58,7 +58,7 @@ struct Sequence {
     table: Vec<BlockId>,
     /// Tokens whose KV is in the pool.
     context: usize,
-    /// Leading blocks of the table that have their names.
+    /// Leading blocks of the table that have their names. (This and the next are set anew on admission.)
     named_blocks: usize,
     /// Name of the last of these; the root if there is none.
     last_name: BlockName,

@@ -106,8 +106,6 @@ impl Scheduler {
         let mut sequence = self.running.remove(at);
         sequence.give_back(pool);
         sequence.context = 0;
-        sequence.named_blocks = 0;
-        sequence.last_name = sequence.root;
         self.preemptions += 1;
         events.push(SequenceEvent::Preempted { id: sequence.id });
         self.waiting.push_front(sequence);

@@ -52,6 +52,15 @@ fn reasons_of(events: &[SequenceEvent], of: u64) -> Vec<FinishReason> {
     reasons.collect()
 }
 
+/// Which sequences ended, in order.
+fn ends(node: &Node) -> Vec<u64> {
+    let ends = node.events.iter().filter_map(|event| match event {
+        SequenceEvent::Finished { id, .. } => Some(id.0),
+        _ => None,
+    });
+    ends.collect()
+}
+
 /// (sequence, context, rows, output index sampled) of each span.
 fn spans(node: &Node) -> Vec<(u64, usize, usize, Option<u32>)> {
     let spans = node.plan.spans.iter();
@@ -230,6 +239,42 @@ fn the_newest_is_preempted_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn the_preempted_goes_before_those_that_waited() {
+    let mut node = Node::new(ROOMY, 6);
+    for id in 0..2 {
+        node.submit(sequence(id, 3, 6)).unwrap();
+    }
+    node.plan();
+    node.submit(sequence(2, 9, 1)).unwrap();
+    while node.scheduler.load().preemptions == 0 {
+        node.complete();
+        assert!(node.plan());
+    }
+    // All of both prompts is to be computed, as far as it is not found again.
+    let load = node.scheduler.load();
+    assert_eq!((load.waiting, load.running, load.queued_prefill_tokens), (2, 1, 3 + 9));
+    node.complete();
+    node.run(32);
+    assert_eq!(ends(&node), [0, 1, 2]);
+}
+
+#[test]
+fn a_sequence_that_will_grow_comes_in_with_a_block_to_spare() {
+    fn check(max_new_tokens: usize, admitted: bool) {
+        let mut node = Node::new(ROOMY, 4);
+        let elsewhere = node.squeeze(2);
+        node.submit(sequence(0, 4, max_new_tokens)).unwrap();
+        assert_eq!(node.plan(), admitted, "{max_new_tokens}");
+        if !admitted {
+            node.pool.release(&elsewhere);
+            assert!(node.plan());
+        }
+    }
+    check(1, true);
+    check(2, false);
+}
+
+#[test]
 fn the_oldest_waits_for_blocks_that_are_held_elsewhere() {
     let mut node = Node::new(ROOMY, 4);
     node.submit(sequence(0, 2, 6)).unwrap();
@@ -254,11 +299,8 @@ fn a_queue_waits_for_its_head() {
     assert_eq!(spans(&node), [(0, 0, 6, Some(0))]);
     node.complete();
     node.run(16);
-    let ends = node.events.iter().filter_map(|event| match event {
-        SequenceEvent::Finished { id, .. } => Some(id.0),
-        _ => None,
-    });
-    assert_eq!(ends.collect::<Vec<_>>(), [0, 2, 1]);
+    // The last, though small, runs only once the one before it has come in.
+    assert_eq!(ends(&node), [0, 2, 1]);
 }
 
 #[test]
@@ -356,8 +398,18 @@ fn a_prefill_holds_its_blocks_until_released() {
 
 #[test]
 fn a_cancel_during_a_step_gives_back_when_it_completes() {
+    for role in [Role::Decode, Role::Prefill] {
+        check_cancel_during_a_step(role);
+    }
+}
+
+fn check_cancel_during_a_step(role: Role) {
     let mut node = Node::new(ROOMY, 16);
-    node.submit(sequence(0, 5, 5)).unwrap();
+    let new = NewSequence {
+        role,
+        ..sequence(0, 5, 5)
+    };
+    node.submit(new).unwrap();
     node.plan();
     node.cancel(0);
     node.cancel(0);

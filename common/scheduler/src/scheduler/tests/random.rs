@@ -88,7 +88,8 @@ struct Client {
     /// Output index that comes next.
     next: usize,
     may_start: bool,
-    may_be_cancelled: bool,
+    /// Or its step failed.
+    cancelled: bool,
     ends: FinishReason,
     finished: Option<FinishReason>,
 }
@@ -106,13 +107,13 @@ impl Run {
             Op::Cancel(index) => {
                 if let Some(id) = self.pick(index) {
                     let client = self.clients.get_mut(&id).unwrap();
-                    client.may_be_cancelled |= client.finished.is_none();
+                    client.cancelled |= client.finished.is_none();
                     self.node.cancel(id);
                 }
             }
             Op::Release(index) => {
                 if let Some(id) = self.pick(index) {
-                    self.node.release(id);
+                    self.release(id);
                 }
             }
             Op::Plan if !self.node.running => {
@@ -121,7 +122,7 @@ impl Run {
             Op::Complete if self.node.running => self.node.complete(),
             Op::Fail if self.node.running => {
                 for span in &self.node.plan.spans {
-                    self.clients.get_mut(&span.sequence.0).unwrap().may_be_cancelled = true;
+                    self.clients.get_mut(&span.sequence.0).unwrap().cancelled = true;
                 }
                 self.node.fail();
             }
@@ -151,6 +152,13 @@ impl Run {
             here
         };
         (!from.is_empty()).then(|| from[index / 3 % from.len()])
+    }
+
+    /// What was cancelled needs no release.
+    fn release(&mut self, id: u64) {
+        if self.clients[&id].finished != Some(FinishReason::Cancelled) {
+            self.node.release(id);
+        }
     }
 
     fn relax(&mut self) {
@@ -212,7 +220,7 @@ impl Run {
             expected,
             next: replayed,
             may_start: table.is_empty(),
-            may_be_cancelled: false,
+            cancelled: false,
             ends: if stopped && !once {
                 FinishReason::Stop
             } else {
@@ -254,8 +262,8 @@ impl Run {
                 }
                 SequenceEvent::Finished { reason, .. } => {
                     client.finished = Some(reason);
-                    if reason == FinishReason::Cancelled {
-                        assert!(client.may_be_cancelled);
+                    if client.cancelled {
+                        assert_eq!(reason, FinishReason::Cancelled);
                     } else {
                         assert_eq!((client.next, reason), (client.expected.len(), client.ends));
                     }
@@ -278,9 +286,7 @@ impl Run {
         let unfinished = |run: &Self| run.clients.values().any(|client| client.finished.is_none());
         // Only the oldest is sure to move in each step, and the others may have to start again each time that one ends.
         for _ in 0..(rows + 1) * (count + 1) {
-            for id in 0..count as u64 {
-                self.node.release(id);
-            }
+            (0..count as u64).for_each(|id| self.release(id));
             if !self.node.running && !self.node.plan() {
                 // Those that had ended at submission are told in the same call.
                 self.take_events();
@@ -292,9 +298,7 @@ impl Run {
             self.node.pool.check().unwrap();
         }
         assert!(!unfinished(self), "not all have ended");
-        for id in 0..count as u64 {
-            self.node.release(id);
-        }
+        (0..count as u64).for_each(|id| self.release(id));
         assert!(self.node.pool.is_idle(), "{:?}", self.node.pool.counts());
         let load = self.node.scheduler.load();
         assert_eq!((load.waiting, load.running, load.queued_prefill_tokens), (0, 0, 0));
