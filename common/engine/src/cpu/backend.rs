@@ -1,0 +1,225 @@
+//! Runs programs of operations on the team.
+#![allow(unsafe_code)]
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use baton_kv::TokenId;
+use baton_scheduler::{Sampled, StepPlan};
+
+use super::{
+    activations::Activations,
+    alloc::Aligned,
+    arena::Arena,
+    attention::{Running, TILE},
+    builder::{CpuBackendBuilder, CpuConfig, LoadError},
+    isa::Isa,
+    math,
+    memory::CpuKvMemory,
+    ops::CpuOps,
+    plan::Places,
+    team::{Broken, Member, Team},
+    weight::Matrix,
+};
+use crate::{StepError, ops::Buffer, sampler::SamplerScratch};
+
+/// Rows that every thread quantises for itself rather than meeting at one more barrier.
+pub(super) const OWN_ROWS: usize = 2;
+
+/// Weights, arena, pool and threads. One step at a time.
+pub struct CpuBackend {
+    team: Team,
+    core: Core,
+    places: Places,
+    scratch: Vec<Mutex<Scratch>>,
+    weight_bytes: u64,
+}
+
+/// What all threads share during a step.
+pub(super) struct Core {
+    pub(super) config: CpuConfig,
+    pub(super) isa: Isa,
+    pub(super) matrices: Vec<Matrix>,
+    pub(super) vectors: Vec<Vec<f32>>,
+    pub(super) arena: Arena,
+    pub(super) memory: Arc<CpuKvMemory>,
+    pub(super) activations: Activations,
+    vocabulary: usize,
+    /// Radians per position of each rotated pair.
+    frequencies: Vec<f64>,
+    /// `[max_rows][cosines | sines]` of the step's rows.
+    angles: Aligned<f32>,
+    /// `[max_sampling_rows]`, written by the threads that drew them.
+    pub(super) sampled: Aligned<Sampled>,
+    pub(super) not_finite: AtomicBool,
+}
+
+/// One thread's own memory.
+pub(super) struct Scratch {
+    pub(super) activations: Activations,
+    pub(super) sampler: SamplerScratch,
+    /// `[TILE, head_dim]` each.
+    pub(super) keys: Aligned<f32>,
+    pub(super) values: Aligned<f32>,
+    /// `[row tile, heads of a group, head_dim]`.
+    pub(super) acc: Aligned<f32>,
+    pub(super) running: Vec<Running>,
+}
+
+impl CpuBackend {
+    pub(super) fn new(mut builder: CpuBackendBuilder) -> Result<Self, LoadError> {
+        let weight_bytes = builder.weight_bytes();
+        builder.arena.allocate()?;
+        let CpuBackendBuilder {
+            config,
+            isa,
+            matrices,
+            vectors,
+            arena,
+            vocabulary,
+        } = builder;
+        let shape = config.shape;
+        let max_k = matrices
+            .iter()
+            .filter(|matrix| matrix.quantised())
+            .map(|matrix| matrix.k)
+            .max()
+            .unwrap_or(0);
+        let rows = config.max_rows.max(config.max_sampling_rows);
+        let core = Core {
+            memory: Arc::new(CpuKvMemory::new(config.layout, config.blocks)?),
+            activations: Activations::new(rows, max_k)?,
+            vocabulary: vocabulary.unwrap_or(TokenId::MAX as usize),
+            frequencies: (0..shape.rope_dim / 2)
+                .map(|i| math::power(shape.rope_base, -((2 * i) as f64) / shape.rope_dim as f64))
+                .collect(),
+            angles: Aligned::zeroed(config.max_rows.saturating_mul(shape.rope_dim))?,
+            sampled: Aligned::zeroed(config.max_sampling_rows)?,
+            not_finite: AtomicBool::new(false),
+            config,
+            isa,
+            matrices,
+            vectors,
+            arena,
+        };
+        // A row tile has at most max(QUERIES, group) query heads.
+        let queries = super::plan::QUERIES.max(shape.heads / shape.kv_heads);
+        let scratch = (0..config.threads)
+            .map(|_| {
+                Ok(Mutex::new(Scratch {
+                    activations: Activations::new(OWN_ROWS, max_k)?,
+                    sampler: SamplerScratch::default(),
+                    keys: Aligned::zeroed(TILE * shape.head_dim)?,
+                    values: Aligned::zeroed(TILE * shape.head_dim)?,
+                    acc: Aligned::zeroed(queries * shape.head_dim)?,
+                    running: vec![Running::START; queries],
+                }))
+            })
+            .collect::<Result<_, LoadError>>()?;
+        let team = Team::new(config.threads)
+            .map_err(|error| LoadError::Config(format!("cannot start {} threads: {error}", config.threads)))?;
+        Ok(Self {
+            team,
+            core,
+            places: Places::default(),
+            scratch,
+            weight_bytes,
+        })
+    }
+
+    /// Runs one step: every thread of the team calls `program` once with its own [`CpuOps`]; all must call the same operations in the same
+    /// order. Returns when all are done.
+    ///
+    /// # Errors
+    /// [`StepError::Plan`] before anything runs when the plan breaks a bound; [`StepError::Lost`] when a thread panicked, or the logits are not finite
+    /// (then the next step may run; after a panic none does).
+    pub fn run(&mut self, plan: &StepPlan, program: &(dyn Fn(&mut CpuOps<'_>) + Sync)) -> Result<(), StepError> {
+        let Self {
+            team,
+            core,
+            places,
+            scratch,
+            ..
+        } = self;
+        places.fill(plan, &core.config, core.vocabulary)?;
+        core.not_finite.store(false, Relaxed);
+        let (core, places) = (&*core, &*places);
+        team.run(&|member| {
+            let mut scratch = scratch[member.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            core.turn(member, places);
+            program(&mut CpuOps {
+                core,
+                plan,
+                places,
+                member,
+                scratch: &mut scratch,
+            });
+        })
+        .map_err(|Broken| StepError::Lost("a compute thread panicked".into()))?;
+        if core.not_finite.load(Relaxed) {
+            return Err(StepError::Lost("the logits are not finite numbers".into()));
+        }
+        Ok(())
+    }
+
+    /// What the last step's `sample` drew, one per sampling span, in order.
+    pub fn sampled(&self) -> &[Sampled] {
+        &self.core.sampled.as_slice()[..self.places.sampling.len()]
+    }
+
+    /// A row of a buffer as the last step left it (for tests and log-probabilities).
+    ///
+    /// # Panics
+    /// When the buffer has no such row.
+    pub fn row(&self, buffer: Buffer, row: usize) -> &[f32] {
+        // SAFETY: only steps write, and a step needs `&mut self`.
+        unsafe { self.core.arena.row(buffer, row) }
+    }
+
+    /// The pool's bytes.
+    pub fn memory(&self) -> Arc<CpuKvMemory> {
+        self.core.memory.clone()
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.core.isa
+    }
+
+    /// Bytes of weights, as held.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+}
+
+impl Core {
+    /// Computes this thread's share of the rows' RoPE angles, and waits for the others'.
+    fn turn(&self, member: &Member<'_>, places: &Places) {
+        let pairs = self.frequencies.len();
+        for row in member.share(places.rows.len()) {
+            // SAFETY: `Places::fill` bounded the rows by `max_rows`, and shares do not overlap.
+            let angles =
+                unsafe { std::slice::from_raw_parts_mut(self.angles.as_ptr().add(row * 2 * pairs), 2 * pairs) };
+            let (cosines, sines) = angles.split_at_mut(pairs);
+            let position = places.rows[row].position as f64;
+            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
+                let (s, c) = math::sin_cos(position * frequency);
+                (*cosine, *sine) = (c as f32, s as f32);
+            }
+        }
+        member.barrier();
+    }
+
+    /// Cosines and sines of a row of the step.
+    pub(super) fn angles(&self, row: usize) -> (&[f32], &[f32]) {
+        let pairs = self.frequencies.len();
+        assert!(row < self.config.max_rows, "row outside the step");
+        // SAFETY: within `max_rows`; written before the barrier in `turn` only.
+        unsafe { std::slice::from_raw_parts(self.angles.as_ptr().add(row * 2 * pairs), 2 * pairs) }.split_at(pairs)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+use super::*;
+use crate::cpu::{
+    alloc::Aligned,
+    math::LANES,
+    rows::{GROUP, quantise},
+    testing::{OwnedTensor, Random, TYPES, bits, isas},
+    weight::Matrix,
+};
+
+struct Rows {
+    x: Vec<Vec<f32>>,
+    bytes: Vec<i8>,
+    groups: Aligned<Group>,
+}
+
+fn rows(count: usize, k: usize) -> Rows {
+    let mut random = Random::new(7);
+    let x: Vec<Vec<f32>> = (0..count).map(|_| random.floats(k)).collect();
+    let mut bytes = vec![0; count * k];
+    let mut groups = Aligned::zeroed(count * (k / GROUP).max(1)).unwrap();
+    if k.is_multiple_of(GROUP) {
+        let groups = groups.as_mut_slice().chunks_exact_mut(k / GROUP);
+        for ((x, bytes), groups) in x.iter().zip(bytes.chunks_exact_mut(k)).zip(groups) {
+            quantise(Isa::Portable, x, bytes, groups);
+        }
+    }
+    Rows { x, bytes, groups }
+}
+
+/// `count` rows from `first` on in one tile: `[count][n]`.
+#[allow(unsafe_code)]
+fn multiply(isa: Isa, matrix: &Matrix, rows: &Rows, first: usize, count: usize) -> Vec<Vec<f32>> {
+    let k = matrix.k;
+    let segment = &matrix.segments[0];
+    let x: Vec<f32> = rows.x[first..first + count].concat();
+    let mut out = vec![vec![]; count];
+    for panel in 0..segment.panels {
+        let mut tile_out = vec![f32::NAN; count * LANES];
+        let tile = Tile {
+            panel: segment.panel(panel),
+            shape: segment.shape,
+            k,
+            bytes: rows.bytes[first * k..].as_ptr(),
+            bytes_stride: k,
+            groups: rows.groups.as_slice()[first * (k / GROUP)..].as_ptr(),
+            groups_stride: k / GROUP,
+            x: x.as_ptr(),
+            x_stride: k,
+            out: tile_out.as_mut_ptr(),
+            out_stride: LANES,
+        };
+        // SAFETY: `isa` is one of this CPU's; the vectors have `count` rows.
+        unsafe { tile_fn(isa, segment.kind, count)(&tile) };
+        for (out, tile) in out.iter_mut().zip(tile_out.chunks_exact(LANES)) {
+            out.extend_from_slice(&tile[..LANES.min(matrix.n - panel * LANES)]);
+        }
+    }
+    out
+}
+
+#[test]
+fn every_isa_and_row_count_gives_the_oracle_s_bits() {
+    for dtype in TYPES {
+        let quantised = dtype.block().unwrap().0 == GROUP;
+        for (n, k) in [
+            (1, 32),
+            (16, 64),
+            (40, 96),
+            (33, 1056),
+            (16, if quantised { 32 } else { 13 }),
+        ] {
+            let tensor = OwnedTensor::random(dtype, n, k, 3);
+            let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+            let rows = rows(TILE_ROWS, k);
+            let oracle: Vec<_> = (0..TILE_ROWS)
+                .map(|row| multiply(Isa::Portable, &matrix, &rows, row, 1).remove(0))
+                .collect();
+            for isa in isas() {
+                for count in 1..=TILE_ROWS {
+                    let first = TILE_ROWS - count;
+                    let got = multiply(isa, &matrix, &rows, first, count);
+                    for (row, got) in got.iter().enumerate() {
+                        assert_eq!(
+                            bits(got),
+                            bits(&oracle[first + row]),
+                            "{isa} {dtype} {n}x{k}, row {row} of {count}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_oracle_is_the_product() {
+    for dtype in TYPES {
+        let (n, k) = (24, 576);
+        let tensor = OwnedTensor::random(dtype, n, k, 9);
+        let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+        let rows = rows(2, k);
+        for row in 0..2 {
+            let got = multiply(Isa::Portable, &matrix, &rows, row, 1).remove(0);
+            for (i, got) in got.into_iter().enumerate() {
+                let weights = tensor.row(i);
+                let (mut wanted, mut magnitude, mut rounding) = (0.0, 0.0, 0.0);
+                for (j, &weight) in weights.iter().enumerate() {
+                    let (weight, x) = (f64::from(weight), f64::from(rows.x[row][j]));
+                    wanted += weight * x;
+                    magnitude += (weight * x).abs();
+                    if matrix.quantised() {
+                        let scale = rows.groups.as_slice()[(row * k + j) / GROUP].scale;
+                        rounding += weight.abs() * f64::from(scale) * 0.5;
+                    }
+                }
+                let error = (f64::from(got) - wanted).abs();
+                // Float rounding grows with the terms, and Q4_1's two large terms may cancel.
+                assert!(
+                    error <= rounding + 1e-4 * magnitude.max(1.0),
+                    "{dtype} row {i}: {got} is not {wanted}"
+                );
+                if matrix.quantised() {
+                    let exact: f64 = weights
+                        .iter()
+                        .enumerate()
+                        .map(|(j, &weight)| {
+                            let scale = rows.groups.as_slice()[(row * k + j) / GROUP].scale;
+                            f64::from(weight) * f64::from(scale) * f64::from(rows.bytes[row * k + j])
+                        })
+                        .sum();
+                    assert!(
+                        (f64::from(got) - exact).abs() <= 2e-5 * magnitude.max(1.0),
+                        "{dtype}: {got} is not {exact}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The operations, as one thread of the team runs them: it does its share, then meets the others at a barrier.
+//!
+//! Every unsafe row access below rests on the same rule: within a phase (between two barriers) each item (row, or part of a row, or panel)
+//! is written by the one thread that owns it, and nobody reads what the phase writes. Shares do not overlap, and [`Member::next_item`]
+//! gives each item out once.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use baton_scheduler::{Sampled, StepPlan};
+
+use super::{
+    activations::{bytes_stride, groups_stride},
+    attention::{self, Running, TILE, TileStep},
+    backend::{Core, OWN_ROWS, Scratch},
+    linear::{TILE_ROWS, Tile, tile_fn},
+    math::LANES,
+    plan::{Places, RowTile},
+    rows,
+    team::Member,
+};
+use crate::{
+    ops::{Buffer, Ops, Vector, Weight},
+    sampler,
+};
+
+/// Rows that meet a group of panels before the next group does: their activations stay in the second-level cache.
+const ROW_BLOCK: usize = 64;
+/// Bytes of panels that meet a block of rows: they stay in the first-level cache.
+const PANEL_BYTES: usize = 24 << 10;
+/// Items per thread when there are few rows: evens out threads that lose their core for a while.
+const ITEMS_PER_THREAD: usize = 4;
+/// Columns of an item of element-wise work.
+const COLUMNS: usize = 512;
+
+/// One thread's view of the running step.
+pub struct CpuOps<'a> {
+    pub(super) core: &'a Core,
+    pub(super) plan: &'a StepPlan,
+    pub(super) places: &'a Places,
+    pub(super) member: &'a Member<'a>,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+impl CpuOps<'_> {
+    /// Which thread this is, from 0; thread 0 is the caller of [`CpuBackend::run`](super::CpuBackend::run).
+    pub fn thread(&self) -> usize {
+        self.member.index()
+    }
+
+    fn rows(&self) -> usize {
+        self.places.rows.len()
+    }
+
+    fn check_width(&self, buffer: Buffer, width: usize) {
+        assert_eq!(self.core.arena.width(buffer), width, "buffer of another width");
+    }
+
+    /// `out[r] = weight · x[r]` for `rows` rows.
+    fn multiply(&mut self, weight: Weight, x: Buffer, out: Buffer, rows: usize) {
+        let core = self.core;
+        let matrix = &core.matrices[weight.0];
+        let (n, k) = (matrix.n, matrix.k);
+        self.check_width(x, k);
+        self.check_width(out, n);
+        assert_ne!(x, out, "a linear map cannot work in place");
+        if rows == 0 {
+            return;
+        }
+        let mut activations = &core.activations;
+        if matrix.quantised() {
+            if rows <= OWN_ROWS {
+                activations = &self.scratch.activations;
+                for row in 0..rows {
+                    // SAFETY: nobody writes x in this phase; the scratch is this thread's own.
+                    unsafe { activations.quantise(core.isa, row, core.arena.row(x, row)) };
+                }
+            } else {
+                for row in self.member.share(rows) {
+                    // SAFETY: nobody writes x in this phase; the activation row is in this thread's share.
+                    unsafe { activations.quantise(core.isa, row, core.arena.row(x, row)) };
+                }
+                self.member.barrier();
+            }
+        }
+
+        let panels = matrix.panels();
+        let widest = matrix
+            .segments
+            .iter()
+            .map(|segment| segment.shape.bytes)
+            .max()
+            .unwrap_or(1);
+        let (panel_block, row_block) = if rows <= TILE_ROWS {
+            (panels.div_ceil(self.member.threads() * ITEMS_PER_THREAD), rows)
+        } else {
+            ((PANEL_BYTES / widest).max(1), ROW_BLOCK)
+        };
+        let row_blocks = rows.div_ceil(row_block);
+        let items = panels.div_ceil(panel_block) * row_blocks;
+        let out_row = |row| core.arena.row_ptr(out, row);
+        loop {
+            let item = self.member.next_item();
+            if item >= items {
+                break;
+            }
+            let first_panel = item / row_blocks * panel_block;
+            let item_panels = first_panel..(first_panel + panel_block).min(panels);
+            let first_row = item % row_blocks * row_block;
+            let end_row = (first_row + row_block).min(rows);
+            for row in (first_row..end_row).step_by(TILE_ROWS) {
+                let tile_rows = TILE_ROWS.min(end_row - row);
+                // Bounds of the tile's last row, so that every row's pointers are within their memory.
+                core.arena.row_ptr(x, row + tile_rows - 1);
+                out_row(row + tile_rows - 1);
+                let (bytes, groups) = if matrix.quantised() {
+                    activations.row(row + tile_rows - 1, k);
+                    activations.row(row, k)
+                } else {
+                    (std::ptr::null_mut(), std::ptr::null_mut())
+                };
+                let mut before = 0;
+                for segment in &matrix.segments {
+                    let tile_fn = tile_fn(core.isa, segment.kind, tile_rows);
+                    let range = item_panels.start.max(before)..item_panels.end.min(before + segment.panels);
+                    for panel in range {
+                        let tile = Tile {
+                            panel: segment.panel(panel - before),
+                            shape: segment.shape,
+                            k,
+                            bytes,
+                            bytes_stride: bytes_stride(k),
+                            groups,
+                            groups_stride: groups_stride(k),
+                            x: core.arena.row_ptr(x, row),
+                            x_stride: core.arena.stride(x),
+                            // SAFETY: a row has room for whole panels: stride ≥ n rounded up to 16.
+                            out: unsafe { out_row(row).add(panel * LANES) },
+                            out_stride: core.arena.stride(out),
+                        };
+                        // SAFETY: `isa` was checked against the CPU; the rows were checked above; these 16 outputs belong to this item.
+                        unsafe { tile_fn(&tile) };
+                    }
+                    before += segment.panels;
+                }
+            }
+        }
+        self.member.barrier();
+    }
+
+    /// Attention of some of a KV head's query heads, for the rows of one tile.
+    fn attend(
+        &mut self,
+        layer: usize,
+        qkv: Buffer,
+        out: Buffer,
+        tile: &RowTile,
+        kv_head: usize,
+        heads: std::ops::Range<usize>,
+    ) {
+        let core = self.core;
+        let shape = &core.config.shape;
+        let d = shape.head_dim;
+        let count = heads.len();
+        let first = kv_head * (shape.heads / shape.kv_heads) + heads.start;
+        let step_fn = attention::step_fn(core.isa);
+        let scale = 1.0 / (d as f32).sqrt();
+        let Scratch {
+            keys,
+            values,
+            acc,
+            running,
+            ..
+        } = &mut *self.scratch;
+        running[..tile.rows * count].fill(Running::START);
+        acc.as_mut_slice()[..tile.rows * count * d].fill(0.0);
+
+        let end = tile.position + tile.rows;
+        for start in (0..end).step_by(TILE) {
+            let tokens = TILE.min(end - start);
+            load_tile(
+                core,
+                self.plan,
+                layer,
+                tile,
+                kv_head,
+                start..start + tokens,
+                keys.as_mut_slice(),
+                values.as_mut_slice(),
+            );
+            for row in 0..tile.rows {
+                let position = tile.position + row;
+                if position < start {
+                    continue;
+                }
+                // SAFETY: nobody writes qkv in this phase.
+                let queries = unsafe { core.arena.row(qkv, tile.row + row) };
+                let step = TileStep {
+                    queries: queries[first * d..(first + count) * d].as_ptr(),
+                    heads: count,
+                    head_dim: d,
+                    scale,
+                    keys: keys.as_ptr(),
+                    values: values.as_ptr(),
+                    tokens: TILE.min(position + 1 - start),
+                    running: running[row * count..][..count].as_mut_ptr(),
+                    acc: acc.as_mut_slice()[row * count * d..][..count * d].as_mut_ptr(),
+                };
+                // SAFETY: `isa` was checked against the CPU, and the slices above have the shapes that the step names.
+                unsafe { step_fn(&step) };
+            }
+        }
+        for row in 0..tile.rows {
+            // SAFETY: these heads of this row belong to this item; the pointer arithmetic stays within the row (width checked by `attention`).
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(core.arena.row_ptr(out, tile.row + row).add(first * d), count * d)
+            };
+            let acc = &acc.as_slice()[row * count * d..][..count * d];
+            for ((out, acc), running) in out
+                .chunks_exact_mut(d)
+                .zip(acc.chunks_exact(d))
+                .zip(&running[row * count..][..count])
+            {
+                let inverse = 1.0 / running.sum;
+                for (out, acc) in out.iter_mut().zip(acc) {
+                    *out = acc * inverse;
+                }
+            }
+        }
+    }
+}
+
+/// Expands one KV head's keys and values at `positions` (at most a tile) of the row tile's sequence.
+#[allow(clippy::too_many_arguments)]
+fn load_tile(
+    core: &Core,
+    plan: &StepPlan,
+    layer: usize,
+    tile: &RowTile,
+    kv_head: usize,
+    positions: std::ops::Range<usize>,
+    keys: &mut [f32],
+    values: &mut [f32],
+) {
+    let layout = &core.config.layout;
+    let d = layout.head_dim;
+    let table = plan.table(&plan.spans[tile.span]);
+    let mut at = positions.start;
+    while at < positions.end {
+        let offset = at % layout.block_tokens;
+        let tokens = (layout.block_tokens - offset).min(positions.end - at);
+        let block = core.memory.block(layer, table[at / layout.block_tokens]);
+        let from = (kv_head * layout.block_tokens + offset) * d;
+        let to = (at - positions.start) * d..(at - positions.start + tokens) * d;
+        // SAFETY: head and tokens lie within the block. They were written before this step or before the last barrier, and nobody
+        // writes them now.
+        unsafe {
+            let key = std::slice::from_raw_parts(block.add(from), tokens * d);
+            let value =
+                std::slice::from_raw_parts(block.add(layout.heads * layout.block_tokens * d + from), tokens * d);
+            rows::widen(core.isa, key, &mut keys[to.clone()]);
+            rows::widen(core.isa, value, &mut values[to]);
+        }
+        at += tokens;
+    }
+}
+
+impl Ops for CpuOps<'_> {
+    fn embed(&mut self, table: Weight, out: Buffer) {
+        let table = &self.core.matrices[table.0];
+        for row in self.member.share(self.rows()) {
+            let token = self.plan.tokens[row] as usize;
+            // SAFETY: the row is in this thread's share.
+            table.row(token, unsafe { self.core.arena.row_mut(out, row) });
+        }
+        self.member.barrier();
+    }
+
+    fn rms_norm(&mut self, x: Buffer, weight: Vector, epsilon: f32, out: Buffer) {
+        let core = self.core;
+        assert_ne!(x, out, "the norm cannot work in place");
+        let weight = &core.vectors[weight.0];
+        self.check_width(x, weight.len());
+        self.check_width(out, weight.len());
+        for row in self.member.share(self.rows()) {
+            // SAFETY: nobody writes x in this phase; the output row is in this thread's share.
+            let (x, out) = unsafe { (core.arena.row(x, row), core.arena.row_mut(out, row)) };
+            rows::rms_norm(core.isa, x, weight, epsilon, out);
+        }
+        self.member.barrier();
+    }
+
+    fn add_rms_norm(&mut self, x: Buffer, delta: Buffer, weight: Vector, epsilon: f32, out: Buffer) {
+        let core = self.core;
+        assert!(x != out && x != delta && delta != out, "the norm cannot work in place");
+        let weight = &core.vectors[weight.0];
+        for buffer in [x, delta, out] {
+            self.check_width(buffer, weight.len());
+        }
+        for row in self.member.share(self.rows()) {
+            // SAFETY: nobody writes delta in this phase; the other rows are in this thread's share.
+            let (x, delta, out) = unsafe {
+                (
+                    core.arena.row_mut(x, row),
+                    core.arena.row(delta, row),
+                    core.arena.row_mut(out, row),
+                )
+            };
+            rows::add(core.isa, x, delta);
+            rows::rms_norm(core.isa, x, weight, epsilon, out);
+        }
+        self.member.barrier();
+    }
+
+    fn linear(&mut self, weight: Weight, x: Buffer, out: Buffer) {
+        self.multiply(weight, x, out, self.rows());
+    }
+
+    fn qkv_post(&mut self, layer: usize, qkv: Buffer) {
+        let core = self.core;
+        let (shape, layout) = (&core.config.shape, &core.config.layout);
+        let (d, bt) = (shape.head_dim, layout.block_tokens);
+        let heads = shape.heads + 2 * shape.kv_heads;
+        self.check_width(qkv, heads * d);
+        for item in self.member.share(self.rows() * heads) {
+            let (row, head) = (item / heads, item % heads);
+            // SAFETY: this head of this row is in this thread's share, and lies within the row.
+            let x = unsafe { std::slice::from_raw_parts_mut(core.arena.row_ptr(qkv, row).add(head * d), d) };
+            if head < shape.heads + shape.kv_heads {
+                let (cosines, sines) = core.angles(row);
+                rows::rotate(core.isa, x, cosines, sines, shape.rope_interleaved);
+            }
+            if let Some(slot) = head.checked_sub(shape.heads) {
+                let place = self.places.rows[row];
+                let block = self.plan.table(&self.plan.spans[place.span])[place.position / bt];
+                let at = (slot * bt + place.position % bt) * d;
+                // SAFETY: slots are keys' heads, then values' heads: within the block. The scheduler gives every position of a step its own
+                // place (a sequence writes only to blocks that it alone holds), and this item its one thread.
+                let out = unsafe { std::slice::from_raw_parts_mut(core.memory.block(layer, block).add(at), d) };
+                rows::narrow(core.isa, x, out);
+            }
+        }
+        self.member.barrier();
+    }
+
+    fn attention(&mut self, layer: usize, qkv: Buffer, out: Buffer) {
+        let shape = self.core.config.shape;
+        let group = shape.heads / shape.kv_heads;
+        self.check_width(qkv, (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
+        self.check_width(out, shape.heads * shape.head_dim);
+        assert_ne!(qkv, out, "attention cannot work in place");
+        let places = self.places;
+        let pairs = places.tiles.len() * shape.kv_heads;
+        // Too few pairs of (row tile, KV head) to keep the threads busy: one query head each.
+        let parts = if pairs < 2 * self.member.threads() { group } else { 1 };
+        let items = pairs * parts;
+        loop {
+            let item = self.member.next_item();
+            if item >= items {
+                break;
+            }
+            // A span's last rows see most tokens: longest work first.
+            let item = items - 1 - item;
+            let (pair, part) = (item / parts, item % parts);
+            let (tile, kv_head) = (&places.tiles[pair / shape.kv_heads], pair % shape.kv_heads);
+            let heads = part * group / parts..(part + 1) * group / parts;
+            self.attend(layer, qkv, out, tile, kv_head, heads);
+        }
+        self.member.barrier();
+    }
+
+    fn silu_mul(&mut self, gate_up: Buffer, out: Buffer) {
+        let core = self.core;
+        let width = core.arena.width(out);
+        self.check_width(gate_up, 2 * width);
+        assert_ne!(gate_up, out, "the activation cannot work in place");
+        let parts = width.div_ceil(COLUMNS);
+        for item in self.member.share(self.rows() * parts) {
+            let (row, part) = (item / parts, item % parts);
+            let columns = part * COLUMNS..width.min((part + 1) * COLUMNS);
+            // SAFETY: nobody writes gate_up in this phase; these columns of this row are in this thread's share.
+            let (gate_up, out) = unsafe {
+                let start = core.arena.row_ptr(out, row).add(columns.start);
+                (
+                    core.arena.row(gate_up, row),
+                    std::slice::from_raw_parts_mut(start, columns.len()),
+                )
+            };
+            let (gate, up) = gate_up.split_at(width);
+            rows::silu_mul(core.isa, &gate[columns.clone()], &up[columns], out);
+        }
+        self.member.barrier();
+    }
+
+    fn gather_rows(&mut self, x: Buffer, out: Buffer) {
+        let core = self.core;
+        assert_ne!(x, out, "rows cannot be gathered in place");
+        self.check_width(out, core.arena.width(x));
+        for row in self.member.share(self.places.sampling.len()) {
+            // SAFETY: nobody writes x in this phase; the output row is in this thread's share.
+            let (x, out) = unsafe {
+                (
+                    core.arena.row(x, self.places.sampling[row].0),
+                    core.arena.row_mut(out, row),
+                )
+            };
+            out.copy_from_slice(x);
+        }
+        self.member.barrier();
+    }
+
+    fn logits(&mut self, weight: Weight, x: Buffer, out: Buffer) {
+        self.multiply(weight, x, out, self.places.sampling.len());
+    }
+
+    /// Every thread's `out` gets all tokens; they also stay in [`CpuBackend::sampled`](super::CpuBackend::sampled).
+    fn sample(&mut self, logits: Buffer, out: &mut Vec<Sampled>) {
+        let core = self.core;
+        let sampling = &self.places.sampling;
+        for row in self.member.share(sampling.len()) {
+            let span = &self.plan.spans[sampling[row].1];
+            let Some(sample) = &span.sample else { continue };
+            // SAFETY: nobody writes logits in this phase.
+            let logits = unsafe { core.arena.row(logits, row) };
+            let (token, logprob) = sampler::draw(logits, sample, &mut self.scratch.sampler).unwrap_or_else(|_| {
+                core.not_finite.store(true, Relaxed);
+                (0, f32::NAN)
+            });
+            assert!(row < core.sampled.len(), "sampling row outside its memory");
+            // SAFETY: within the allocation, and in this thread's share.
+            unsafe {
+                core.sampled.as_ptr().add(row).write(Sampled {
+                    sequence: span.sequence,
+                    token,
+                    logprob,
+                })
+            };
+        }
+        self.member.barrier();
+        out.clear();
+        out.extend_from_slice(&core.sampled.as_slice()[..sampling.len()]);
+    }
+}

@@ -1,0 +1,64 @@
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use super::*;
+
+#[test]
+fn phases_see_each_other_with_more_threads_than_cores() {
+    for threads in [1, 2, 3, 8] {
+        let mut team = Team::new(threads).unwrap();
+        for _ in 0..50 {
+            let counts: Vec<AtomicUsize> = (0..40).map(|_| AtomicUsize::new(0)).collect();
+            let items: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
+            team.run(&|member| {
+                for (phase, count) in counts.iter().enumerate() {
+                    if phase > 0 {
+                        assert_eq!(counts[phase - 1].load(SeqCst), threads);
+                    }
+                    count.fetch_add(1, SeqCst);
+                    loop {
+                        let item = member.next_item();
+                        if item >= items.len() {
+                            break;
+                        }
+                        items[item].fetch_add(1, SeqCst);
+                    }
+                    member.barrier();
+                }
+            })
+            .unwrap();
+            assert!(
+                items.iter().all(|item| item.load(SeqCst) == counts.len()),
+                "each item once per phase"
+            );
+        }
+    }
+}
+
+#[test]
+fn shares_cover_everything_once() {
+    let mut team = Team::new(3).unwrap();
+    for total in [0, 1, 2, 3, 10, 100] {
+        let items: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
+        team.run(&|member| {
+            for i in member.share(total) {
+                items[i].fetch_add(1, SeqCst);
+            }
+        })
+        .unwrap();
+        assert!(items.iter().all(|item| item.load(SeqCst) == 1));
+    }
+}
+
+#[test]
+fn a_panic_breaks_the_team_and_hangs_nobody() {
+    for who in 0..3 {
+        let mut team = Team::new(3).unwrap();
+        let result = team.run(&|member| {
+            member.barrier();
+            assert_ne!(member.index(), who, "on purpose");
+            member.barrier();
+        });
+        assert_eq!(result, Err(Broken));
+        assert_eq!(team.run(&|_| {}), Err(Broken));
+    }
+}

@@ -1,0 +1,69 @@
+use super::*;
+use crate::cpu::testing::{OwnedTensor, TYPES, bits};
+
+#[test]
+fn rows_are_what_the_format_says() {
+    for dtype in TYPES {
+        let tensor = OwnedTensor::random(dtype, 37, 96, 1);
+        let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+        for row in 0..tensor.rows {
+            let mut out = vec![0.0; 96];
+            matrix.row(row, &mut out);
+            assert_eq!(bits(&out), bits(&tensor.row(row)), "{dtype} row {row}");
+        }
+    }
+}
+
+#[test]
+fn stacked_parts_of_different_types_keep_their_rows() {
+    let parts = [
+        OwnedTensor::random(TensorType::Q4_1, 32, 64, 1),
+        OwnedTensor::random(TensorType::F16, 16, 64, 2),
+        OwnedTensor::random(TensorType::Q8_0, 20, 64, 3),
+    ];
+    let matrix = Matrix::repack(&parts.each_ref().map(OwnedTensor::tensor)).unwrap();
+    assert_eq!((matrix.n, matrix.k, matrix.panels()), (68, 64, 5));
+    let mut out = vec![0.0; 64];
+    for (row, (part, part_row)) in [(0, (0, 0)), (31, (0, 31)), (32, (1, 0)), (48, (2, 0)), (67, (2, 19))] {
+        matrix.row(row, &mut out);
+        assert_eq!(bits(&out), bits(&parts[part].row(part_row)), "row {row}");
+    }
+}
+
+#[test]
+fn impossible_shapes_and_types_are_refused() {
+    let good = OwnedTensor::random(TensorType::Q8_0, 16, 64, 1);
+    let odd_rows = OwnedTensor::random(TensorType::Q8_0, 20, 64, 1);
+    let other_columns = OwnedTensor::random(TensorType::Q8_0, 16, 32, 1);
+    let refused = |parts: &[Tensor<'_>]| Matrix::repack(parts).map(|_| ()).unwrap_err();
+    let shape = |error| matches!(error, LoadError::Shape { .. });
+    assert!(shape(refused(&[odd_rows.tensor(), good.tensor()])));
+    assert!(shape(refused(&[other_columns.tensor(), good.tensor()])));
+    assert!(
+        shape(refused(&[Tensor {
+            columns: 48,
+            ..good.tensor()
+        }])),
+        "k is no multiple of 32"
+    );
+    assert!(
+        shape(refused(&[Tensor {
+            rows: 15,
+            ..good.tensor()
+        }])),
+        "bytes and shape differ"
+    );
+    assert!(shape(refused(&[Tensor {
+        rows: 0,
+        bytes: &[],
+        ..good.tensor()
+    }])));
+    assert!(matches!(
+        refused(&[Tensor {
+            dtype: TensorType::Q6K,
+            ..good.tensor()
+        }]),
+        LoadError::Type { .. }
+    ));
+    assert!(matches!(refused(&[]), LoadError::Config(_)));
+}
