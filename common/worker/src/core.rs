@@ -1,0 +1,602 @@
+//! Pool, scheduler and receiver of one node, and who wants to know what happens to each sequence. Pure: no I/O, no clock, no task.
+//!
+//! Everything here runs behind one lock ([`crate::shared`]) and is short: it never waits, and never copies KV bytes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use baton_kv::{BlockId, HandoffId, KvLayout, Pool, Time, TokenId};
+use baton_scheduler::{
+    FinishReason, NewSequence, Role, Scheduler, SchedulerConfig, SequenceEvent, SequenceId, Start, StepOutput,
+    StepPlan, SubmitError,
+};
+use baton_transfer::{AbortReason, Receiver, ReceiverAction, ReceiverConfig, Reserve, Ticket, grpc::Fences};
+
+use crate::{
+    HeldBlocks, Load, SequenceError, SequenceStream, SequenceTimings, Update, Work, WorkerMetrics,
+    error::abort_code,
+    load::Rates,
+    mailbox::{Mailbox, Posted},
+    metrics::TokenKind,
+    stream::{UpdateSender, stream},
+};
+
+/// What a sequence's [`Stage`] is.
+enum Stage {
+    /// Blocks are granted; the sequence starts when the handoff is verified.
+    Reserved {
+        handoff: HandoffId,
+        sequence: Box<NewSequence>,
+    },
+    /// The scheduler has it. `handoff` is the one that it came from.
+    Scheduled { handoff: Option<HandoffId> },
+    /// A prefill that has finished: the scheduler holds its blocks until the stream is dropped.
+    Finished,
+}
+
+/// One sequence or reservation, for as long as its stream lives.
+struct Member {
+    stage: Stage,
+    updates: UpdateSender,
+    role: Role,
+    prompt_tokens: usize,
+    /// Prefill: blocks of the prompt that were reported as complete.
+    reported_blocks: usize,
+    /// Prefill: blocks from here on are not held for its reader in their present place.
+    held_from: usize,
+    submitted: Time,
+    started: Option<Time>,
+    first_token: Option<Time>,
+    timings: SequenceTimings,
+}
+
+/// The composition.
+pub(crate) struct Core {
+    pub(crate) pool: Pool,
+    pub(crate) receiver: Receiver,
+    scheduler: Scheduler,
+    config: SchedulerConfig,
+    layout: KvLayout,
+    members: HashMap<SequenceId, Member>,
+    handoffs: HashMap<HandoffId, SequenceId>,
+    next_id: u64,
+    held_reads: usize,
+    lost: bool,
+    pub(crate) rates: Rates,
+    /// Filled by the scheduler, emptied by [`Core::settle`].
+    events: Vec<SequenceEvent>,
+    /// Filled by the receiver, emptied by [`Core::settle`].
+    pub(crate) actions: Vec<ReceiverAction>,
+    mailbox: Arc<Mailbox>,
+    fences: Fences,
+    metrics: WorkerMetrics,
+    update_capacity: usize,
+}
+
+impl Core {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn new(
+        blocks: usize,
+        layout: KvLayout,
+        scheduler: SchedulerConfig,
+        receiver: ReceiverConfig,
+        update_capacity: usize,
+        mailbox: Arc<Mailbox>,
+        fences: Fences,
+        metrics: WorkerMetrics,
+    ) -> Self {
+        Self {
+            pool: Pool::new(blocks, layout.block_tokens),
+            receiver: Receiver::new(receiver),
+            scheduler: Scheduler::new(scheduler),
+            config: scheduler,
+            layout,
+            members: HashMap::new(),
+            handoffs: HashMap::new(),
+            next_id: 1,
+            held_reads: 0,
+            lost: false,
+            rates: Rates::default(),
+            events: Vec::new(),
+            actions: Vec::new(),
+            mailbox,
+            fences,
+            metrics,
+            update_capacity,
+        }
+    }
+
+    /// Takes a sequence into the queue.
+    pub(crate) fn submit(&mut self, work: Work, role: Role, now: Time) -> Result<SequenceStream, SequenceError> {
+        if self.lost {
+            return Err(SequenceError::EngineLost);
+        }
+        let sequence = work.into_sequence(self.draw_id(), role);
+        let (id, prompt_tokens) = (sequence.id, sequence.prompt.len());
+        self.scheduler.submit(sequence, &self.pool)?;
+        Ok(self.join(id, Stage::Scheduled { handoff: None }, role, prompt_tokens, now))
+    }
+
+    /// Grants blocks for a prompt that is computed elsewhere; the sequence is queued when its KV is verified.
+    pub(crate) fn reserve(
+        &mut self,
+        work: Work,
+        capability: baton_transfer::Capability,
+        now: Time,
+    ) -> Result<(Ticket, SequenceStream), SequenceError> {
+        if self.lost {
+            return Err(SequenceError::EngineLost);
+        }
+        let (needed, limit) = (work.prompt.len() + work.max_new_tokens, self.config.max_context);
+        if needed > limit {
+            return Err(SubmitError::TooLong { needed, limit }.into());
+        }
+        // What is reserved now will wait here when it is verified.
+        let reserved = self
+            .members
+            .values()
+            .filter(|member| matches!(member.stage, Stage::Reserved { .. }))
+            .count();
+        let limit = self.config.max_waiting;
+        if self.scheduler.load().waiting + reserved >= limit {
+            return Err(SubmitError::QueueFull { limit }.into());
+        }
+        let reserve = Reserve {
+            request: work.request,
+            attempt: work.attempt,
+            identity: work.identity,
+            root: work.root,
+            prompt: work.prompt.clone(),
+            deadline: work.deadline,
+            capability,
+        };
+        let ticket = self.receiver.reserve(reserve, now, &mut self.pool, &mut self.actions)?;
+        let sequence = Box::new(work.into_sequence(self.draw_id(), Role::Decode));
+        let (id, handoff, prompt_tokens) = (sequence.id, ticket.handoff, sequence.prompt.len());
+        self.handoffs.insert(handoff, id);
+        let stream = self.join(
+            id,
+            Stage::Reserved { handoff, sequence },
+            Role::Decode,
+            prompt_tokens,
+            now,
+        );
+        Ok((ticket, stream))
+    }
+
+    fn draw_id(&mut self) -> SequenceId {
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    fn join(&mut self, id: SequenceId, stage: Stage, role: Role, prompt_tokens: usize, now: Time) -> SequenceStream {
+        // A prefill reports each block at most once (twice after a preemption is not more blocks), and a few other updates: its stream never overflows.
+        let capacity = match role {
+            Role::Prefill => self.layout.blocks_for(prompt_tokens) + 8,
+            Role::Decode => self.update_capacity,
+        };
+        let (updates, stream) = stream(id, capacity, self.mailbox.clone());
+        let member = Member {
+            stage,
+            updates,
+            role,
+            prompt_tokens,
+            reported_blocks: 0,
+            held_from: 0,
+            submitted: now,
+            started: None,
+            first_token: None,
+            timings: SequenceTimings::default(),
+        };
+        self.members.insert(id, member);
+        stream
+    }
+
+    /// The reservation of a stream that is still waiting for its KV.
+    pub(crate) fn reservation(&self, id: SequenceId) -> Option<HandoffId> {
+        match self.members.get(&id)?.stage {
+            Stage::Reserved { handoff, .. } => Some(handoff),
+            _ => None,
+        }
+    }
+
+    /// Plans a step; false when there is nothing to run.
+    pub(crate) fn plan(&mut self, plan: &mut StepPlan) -> bool {
+        plan.clear();
+        !self.lost && self.scheduler.plan(&mut self.pool, plan, &mut self.events)
+    }
+
+    /// Takes in the planned step's result.
+    pub(crate) fn complete(&mut self, output: &StepOutput) {
+        self.scheduler.complete(output, &mut self.pool, &mut self.events);
+    }
+
+    /// The engine refused the planned step: its sequences end, the others go on.
+    pub(crate) fn step_refused(&mut self, message: &str, now: Time) {
+        self.scheduler.failed(&mut self.pool, &mut self.events);
+        let events = std::mem::take(&mut self.events);
+        for event in events {
+            match event {
+                // Whoever was cancelled has left already: these are the step's own.
+                SequenceEvent::Finished {
+                    id,
+                    reason: FinishReason::Cancelled,
+                } => {
+                    self.fail(id, SequenceError::StepRefused(message.to_owned()), now);
+                }
+                event => self.events.push(event),
+            }
+        }
+    }
+
+    /// The engine is gone: every sequence ends with a typed error, and none is taken any more. The tables are not touched again: they may be what broke.
+    pub(crate) fn lose(&mut self) {
+        self.lost = true;
+        self.events.clear();
+        for (_, member) in self.members.drain() {
+            member.updates.fail(SequenceError::EngineLost);
+        }
+    }
+
+    /// Ends the handoffs whose time has passed.
+    pub(crate) fn tick(&mut self, now: Time) {
+        self.receiver.tick(now, &mut self.pool, &mut self.actions);
+    }
+
+    /// Bytes of one block.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.layout.block_bytes()
+    }
+
+    /// Whether the engine is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Takes in what guards gave up.
+    pub(crate) fn take_posted(&mut self, posted: &mut Vec<Posted>, now: Time) {
+        for posted in posted.drain(..) {
+            match posted {
+                _ if self.lost => {}
+                Posted::Closed(id) => {
+                    if let Some(member) = self.members.remove(&id) {
+                        self.give_up(id, &member.stage, AbortReason::Cancelled, now);
+                    }
+                }
+                Posted::Release(blocks) => {
+                    self.held_reads -= blocks.len();
+                    self.pool.release(&blocks);
+                }
+            }
+        }
+    }
+
+    /// Ends a member with an error, and gives back what it has.
+    fn fail(&mut self, id: SequenceId, error: SequenceError, now: Time) {
+        if let Some(member) = self.members.remove(&id) {
+            let abort = match &error {
+                SequenceError::Handoff(reason) => *reason,
+                _ => AbortReason::Node,
+            };
+            member.updates.fail(error);
+            self.give_up(id, &member.stage, abort, now);
+        }
+    }
+
+    /// Gives back what a member that has left had.
+    fn give_up(&mut self, id: SequenceId, stage: &Stage, reason: AbortReason, now: Time) {
+        match *stage {
+            Stage::Reserved { handoff, .. } => {
+                self.handoffs.remove(&handoff);
+                self.metrics.handoff_aborted(abort_code(reason));
+                self.receiver
+                    .abort(handoff, reason, now, &mut self.pool, &mut self.actions);
+            }
+            Stage::Scheduled { handoff } => {
+                self.scheduler.cancel(id, &mut self.pool, &mut self.events);
+                self.release_handoff(handoff);
+            }
+            Stage::Finished => self.scheduler.release(id, &mut self.pool),
+        }
+    }
+
+    fn release_handoff(&mut self, handoff: Option<HandoffId>) {
+        if let Some(handoff) = handoff {
+            self.handoffs.remove(&handoff);
+            self.receiver.released(handoff, &mut self.actions);
+        }
+    }
+
+    /// Carries out the receiver's actions and delivers the scheduler's events, until both are quiet.
+    pub(crate) fn settle(&mut self, now: Time) {
+        while !self.actions.is_empty() || !self.events.is_empty() {
+            for action in std::mem::take(&mut self.actions) {
+                self.act(action, now);
+            }
+            let events = std::mem::take(&mut self.events);
+            // Their blocks were given back in this very round: what it reported before must not be held any more.
+            let gone: HashSet<SequenceId> = events.iter().filter_map(lost_its_blocks).collect();
+            for event in events {
+                self.deliver(event, &gone, now);
+            }
+        }
+    }
+
+    fn act(&mut self, action: ReceiverAction, now: Time) {
+        match action {
+            ReceiverAction::Verified {
+                handoff,
+                table,
+                first_token,
+                logprob,
+                kv_bytes,
+                kv_blocks,
+                ..
+            } => {
+                // From here on the table's blocks are ours.
+                if !self.receiver.decoding(handoff) {
+                    return;
+                }
+                self.metrics.received(kv_bytes);
+                let Some((id, sequence)) = self.handed(handoff) else {
+                    // Its stream left in this very round.
+                    self.pool.release(&table);
+                    self.receiver.released(handoff, &mut self.actions);
+                    return;
+                };
+                let verified = Update::Verified {
+                    kv_bytes,
+                    kv_blocks,
+                    verify: Duration::ZERO,
+                };
+                let token = Update::Token {
+                    index: 0,
+                    token: first_token,
+                    logprob,
+                };
+                if self.send(id, verified, now) && self.send(id, token, now) {
+                    self.start_handed(id, *sequence, table, first_token, now);
+                } else {
+                    self.pool.release(&table);
+                }
+            }
+            ReceiverAction::Aborted { handoff, reason, .. } => {
+                if let Some(id) = self.handoffs.remove(&handoff) {
+                    let reserved = self.reservation(id).is_some();
+                    if let Some(member) = self.members.remove(&id) {
+                        member.updates.fail(SequenceError::Handoff(reason));
+                    }
+                    if reserved {
+                        self.metrics.handoff_aborted(abort_code(reason));
+                    } else {
+                        self.scheduler.cancel(id, &mut self.pool, &mut self.events);
+                    }
+                }
+            }
+            ReceiverAction::Fence { stream, reject } => self.fences.fence(stream, reject),
+            ReceiverAction::Released { .. } => {}
+            ReceiverAction::DrainOverdue { handoff, in_flight } => {
+                tracing::error!(
+                    handoff = handoff.0,
+                    in_flight,
+                    "an aborted handoff has not drained: its blocks stay quarantined"
+                );
+            }
+        }
+    }
+
+    /// The member whose handoff was verified, now scheduled, and the sequence that waited for it.
+    fn handed(&mut self, handoff: HandoffId) -> Option<(SequenceId, Box<NewSequence>)> {
+        let id = *self.handoffs.get(&handoff)?;
+        let member = self.members.get_mut(&id)?;
+        match std::mem::replace(&mut member.stage, Stage::Scheduled { handoff: Some(handoff) }) {
+            Stage::Reserved { sequence, .. } => Some((id, sequence)),
+            _ => None,
+        }
+    }
+
+    /// Queues a sequence whose prompt and first token are here, or ends it where that token ends the answer.
+    fn start_handed(
+        &mut self,
+        id: SequenceId,
+        mut sequence: NewSequence,
+        table: Vec<BlockId>,
+        first_token: TokenId,
+        now: Time,
+    ) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.first_token = Some(now);
+        }
+        let stopped = sequence.stop_ids.contains(&first_token);
+        if stopped || sequence.max_new_tokens == 1 {
+            self.pool.release(&table);
+            self.finished(
+                id,
+                if stopped {
+                    FinishReason::Stop
+                } else {
+                    FinishReason::Length
+                },
+                now,
+            );
+            return;
+        }
+        sequence.output.push(first_token);
+        sequence.start = Start::Handed { table: table.clone() };
+        if let Err(error) = self.scheduler.submit(sequence, &self.pool) {
+            self.pool.release(&table);
+            self.fail(id, error.into(), now);
+        }
+    }
+
+    fn deliver(&mut self, event: SequenceEvent, gone: &HashSet<SequenceId>, now: Time) {
+        match event {
+            SequenceEvent::Started {
+                id,
+                cached_tokens,
+                table,
+            } => {
+                let Some(member) = self.members.get_mut(&id) else {
+                    return;
+                };
+                let first = member.started.is_none();
+                let handed = matches!(member.stage, Stage::Scheduled { handoff: Some(_) });
+                let queued = elapsed(member.submitted, *member.started.get_or_insert(now));
+                if first && !handed {
+                    self.metrics.tokens(TokenKind::PromptCached, cached_tokens);
+                    if !self.send(id, Update::Started { cached_tokens, queued }, now) {
+                        return;
+                    }
+                }
+                self.report_blocks(id, cached_tokens, table, gone, now);
+            }
+            SequenceEvent::Computed { id, computed, table } => self.report_blocks(id, computed, table, gone, now),
+            SequenceEvent::Token {
+                id,
+                index,
+                token,
+                logprob,
+            } => {
+                self.metrics.tokens(TokenKind::Generated, 1);
+                let Some(member) = self.members.get_mut(&id) else {
+                    return;
+                };
+                match member.first_token {
+                    None => {
+                        member.first_token = Some(now);
+                        member.timings.prefill = elapsed(member.started.unwrap_or(member.submitted), now);
+                    }
+                    Some(first) if member.timings.first_step.is_zero() => {
+                        member.timings.first_step = elapsed(first, now)
+                    }
+                    Some(_) => {}
+                }
+                self.send(id, Update::Token { index, token, logprob }, now);
+            }
+            SequenceEvent::Finished { id, reason } => self.finished(id, reason, now),
+            SequenceEvent::Preempted { id } => {
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.timings.preemptions += 1;
+                    member.held_from = 0;
+                }
+            }
+        }
+    }
+
+    fn finished(&mut self, id: SequenceId, reason: FinishReason, now: Time) {
+        let Some(member) = self.members.get(&id) else { return };
+        let finished = Update::Finished {
+            reason,
+            timings: member.timings,
+        };
+        if !self.send(id, finished, now) {
+            return;
+        }
+        match self.members.get_mut(&id) {
+            Some(member) if member.role == Role::Prefill => member.stage = Stage::Finished,
+            _ => {
+                if let Some(Member {
+                    stage: Stage::Scheduled { handoff },
+                    ..
+                }) = self.members.remove(&id)
+                {
+                    self.release_handoff(handoff);
+                }
+            }
+        }
+    }
+
+    /// Tells a prefill's reader of further complete blocks, held for it.
+    fn report_blocks(
+        &mut self,
+        id: SequenceId,
+        computed_tokens: usize,
+        table: Vec<BlockId>,
+        gone: &HashSet<SequenceId>,
+        now: Time,
+    ) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        if member.role != Role::Prefill || gone.contains(&id) {
+            return;
+        }
+        let complete = match computed_tokens >= member.prompt_tokens {
+            true => self.layout.blocks_for(member.prompt_tokens),
+            false => computed_tokens / self.layout.block_tokens,
+        };
+        if complete <= member.reported_blocks {
+            return;
+        }
+        let blocks = table[member.held_from..complete].to_vec();
+        (member.reported_blocks, member.held_from) = (complete, complete);
+        self.pool.retain(&blocks);
+        self.held_reads += blocks.len();
+        let hold = HeldBlocks::new(blocks, self.mailbox.clone());
+        self.send(
+            id,
+            Update::Computed {
+                computed_tokens,
+                table,
+                hold,
+            },
+            now,
+        );
+    }
+
+    /// Sends an update; a reader that is gone or too slow loses its sequence.
+    fn send(&mut self, id: SequenceId, update: Update, now: Time) -> bool {
+        let sent = self.members.get(&id).is_some_and(|member| member.updates.send(update));
+        if !sent && let Some(member) = self.members.remove(&id) {
+            self.give_up(id, &member.stage, AbortReason::Cancelled, now);
+        }
+        sent
+    }
+
+    /// The node's load now.
+    pub(crate) fn load(&self) -> Load {
+        Load {
+            pool: self.pool.counts(),
+            scheduler: self.scheduler.load(),
+            sequences: self.members.len(),
+            handoffs: self.receiver.handoffs(),
+            held_reads: self.held_reads,
+            prefill_tokens_per_s: self.rates.prefill_tokens_per_s,
+            decode_step_ms: self.rates.decode_step_ms,
+        }
+    }
+
+    /// When nothing runs, free + cached = total. A violation is logged: blocks have leaked. Called between steps.
+    pub(crate) fn check_idle(&self) {
+        let load = self.load();
+        if self.lost || !load.is_idle() {
+            return;
+        }
+        if load.pool.free + load.pool.cached != load.pool.total {
+            tracing::error!(pool = ?load.pool, "KV blocks have leaked: the node is idle and holds some");
+        }
+        #[cfg(debug_assertions)]
+        if let Err(broken) = self.pool.check() {
+            tracing::error!(broken, "the pool's table is broken");
+        }
+    }
+}
+
+fn lost_its_blocks(event: &SequenceEvent) -> Option<SequenceId> {
+    match event {
+        SequenceEvent::Preempted { id }
+        | SequenceEvent::Finished {
+            id,
+            reason: FinishReason::Cancelled,
+        } => Some(*id),
+        _ => None,
+    }
+}
+
+fn elapsed(from: Time, to: Time) -> Duration {
+    Duration::from_micros(to.0.saturating_sub(from.0))
+}

@@ -1,0 +1,82 @@
+//! The thread that computes.
+//!
+//! lock → plan → unlock → step → lock → complete → unlock, and sleep on the mailbox when there is nothing to run. Nothing asynchronous runs here.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use baton_engine::{Engine, StepError};
+use baton_scheduler::{StepOutput, StepPlan};
+
+use crate::{load::step_rows, metrics::TokenKind, shared::Shared};
+
+/// Starts it. Errors: the system gives no thread.
+pub(crate) fn spawn(engine: Box<dyn Engine>, shared: Arc<Shared>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let panicked = catch_unwind(AssertUnwindSafe(|| run(engine, &shared))).is_err();
+        if panicked {
+            tracing::error!("the engine's thread has panicked: the node stops");
+        }
+        // Whoever still waits for a sequence must hear of it.
+        shared.turn(|core, _| core.lose());
+        shared.ended.cancel();
+    })?;
+    Ok(())
+}
+
+fn run(mut engine: Box<dyn Engine>, shared: &Shared) {
+    let (mut plan, mut output) = (StepPlan::default(), StepOutput::default());
+    while !shared.mailbox.is_stopped() {
+        let (planned, _) = shared.turn(|core, _| {
+            let planned = core.plan(&mut plan);
+            if !planned {
+                core.check_idle();
+            }
+            planned
+        });
+        if !planned {
+            shared.mailbox.wait();
+        } else if !step(engine.as_mut(), shared, &plan, &mut output) {
+            return;
+        }
+    }
+}
+
+/// Runs one step and takes in its result. False when the engine is lost.
+fn step(engine: &mut dyn Engine, shared: &Shared, plan: &StepPlan, output: &mut StepOutput) -> bool {
+    let started = Instant::now();
+    let result = catch_unwind(AssertUnwindSafe(|| engine.step(plan, output)))
+        .unwrap_or_else(|panic| Err(StepError::Lost(panic_message(panic.as_ref()))));
+    let duration = started.elapsed();
+    match result {
+        Ok(()) => {
+            let (kind, prefill_rows, decode_rows) = step_rows(plan);
+            shared.metrics.step(kind, plan.rows(), duration);
+            shared.metrics.tokens(TokenKind::PromptComputed, prefill_rows);
+            shared.turn(|core, _| {
+                core.rates.observe(prefill_rows, decode_rows, duration);
+                core.complete(output);
+            });
+            true
+        }
+        Err(StepError::Plan(message)) => {
+            tracing::error!(message, "the engine refused a step: its sequences end");
+            shared.turn(|core, now| core.step_refused(&message, now));
+            true
+        }
+        Err(StepError::Lost(message)) => {
+            tracing::error!(message, "the engine is lost: the node stops");
+            false
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "the engine panicked".to_owned())
+}
