@@ -50,3 +50,101 @@ impl Checksum {
         Ok(state.finish())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{KvDtype, KvLayout};
+
+    const LAYOUT: KvLayout = KvLayout {
+        layers: 2,
+        heads: 1,
+        head_dim: 2,
+        block_tokens: 4,
+        dtype: KvDtype::Bf16,
+    };
+
+    /// Whole blocks, `[layer][block]`.
+    struct Memory(Mutex<Vec<Vec<u8>>>);
+
+    impl Memory {
+        fn with<R>(&self, layer: usize, block: BlockId, tokens: usize, f: impl Fn(&mut [u8], usize) -> R) -> Vec<R> {
+            let full = LAYOUT.head_bytes(LAYOUT.block_tokens);
+            let mut pieces = self.0.lock().unwrap();
+            let heads = pieces[layer * 3 + block.0 as usize].chunks_exact_mut(full);
+            let valid = LAYOUT.head_bytes(tokens);
+            heads
+                .enumerate()
+                .map(|(at, head)| f(&mut head[..valid], at * valid))
+                .collect()
+        }
+    }
+
+    impl KvMemory for Memory {
+        fn layout(&self) -> &KvLayout {
+            &LAYOUT
+        }
+        fn blocks(&self) -> usize {
+            3
+        }
+        fn read(&self, layer: usize, block: BlockId, tokens: usize, out: &mut [u8]) -> Result<(), KvMemoryError> {
+            let heads = self.with(layer, block, tokens, |head, _| head.to_vec());
+            out.copy_from_slice(&heads.concat());
+            Ok(())
+        }
+        fn write(&self, layer: usize, block: BlockId, tokens: usize, bytes: &[u8]) -> Result<(), KvMemoryError> {
+            self.with(layer, block, tokens, |head, at| {
+                let len = head.len();
+                head.copy_from_slice(&bytes[at..at + len]);
+            });
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn it_is_crc64_nvme() {
+        let mut state = ChecksumState::default();
+        state.update(b"1234");
+        state.update(b"56789");
+        assert_eq!(state.finish(), Checksum(0xae8b_1486_0a79_9888));
+    }
+
+    #[test]
+    fn every_valid_byte_counts_and_no_other() {
+        let block = BlockId(1);
+        let piece = LAYOUT.layer_block_bytes();
+        let memory = Memory(Mutex::new(vec![vec![7; piece]; 2 * 3]));
+        let of = |tokens| Checksum::of_block(&memory, block, tokens, &mut Vec::new()).unwrap();
+        for tokens in 1..=LAYOUT.block_tokens {
+            let before = of(tokens);
+            let mut changes = 0;
+            for at in 0..2 * piece {
+                let flip = || memory.0.lock().unwrap()[at / piece * 3 + 1][at % piece] ^= 1;
+                flip();
+                changes += usize::from(of(tokens) != before);
+                flip();
+            }
+            assert_eq!(changes, LAYOUT.valid_bytes(tokens), "{tokens} tokens");
+            memory.0.lock().unwrap()[0].fill(0);
+            assert_eq!(of(tokens), before, "another block");
+        }
+    }
+
+    #[test]
+    fn a_block_that_was_copied_has_the_same_sum() {
+        let memory = Memory(Mutex::new(
+            (0..6).map(|at| vec![at; LAYOUT.layer_block_bytes()]).collect(),
+        ));
+        let mut piece = vec![0; LAYOUT.valid_bytes(3) / LAYOUT.layers];
+        let mut scratch = Vec::new();
+        for layer in 0..LAYOUT.layers {
+            memory.read(layer, BlockId(0), 3, &mut piece).unwrap();
+            memory.write(layer, BlockId(2), 3, &piece).unwrap();
+        }
+        let mut of = |block, tokens| Checksum::of_block(&memory, BlockId(block), tokens, &mut scratch).unwrap();
+        assert_eq!(of(0, 3), of(2, 3));
+        assert_ne!(of(0, 4), of(2, 4));
+    }
+}

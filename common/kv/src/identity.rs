@@ -7,7 +7,6 @@ use std::fmt;
 pub struct KvIdentity(pub [u8; 32]);
 
 /// Collects `(field, value)` pairs, length-prefixed, in the order given.
-#[derive(Default)]
 pub struct IdentityBuilder {
     hasher: blake3::Hasher,
 }
@@ -15,9 +14,9 @@ pub struct IdentityBuilder {
 impl IdentityBuilder {
     /// An empty identity, of this version.
     pub fn new() -> Self {
-        let mut builder = Self::default();
-        builder.hasher.update(b"baton.kv.identity.v1");
-        builder
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"baton.kv.identity.v1");
+        Self { hasher }
     }
 
     /// Adds one field. Order matters.
@@ -33,6 +32,12 @@ impl IdentityBuilder {
     /// The digest.
     pub fn finish(self) -> KvIdentity {
         KvIdentity(*self.hasher.finalize().as_bytes())
+    }
+}
+
+impl Default for IdentityBuilder {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -52,5 +57,30 @@ impl fmt::Display for KvIdentity {
 impl fmt::Debug for KvIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KvIdentity({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_field_counts_and_none_runs_into_the_next() {
+        let digest = |fields: &[(&str, &str)]| {
+            let add = |builder: IdentityBuilder, field: &(&str, &str)| builder.field(field.0, field.1.as_bytes());
+            fields.iter().fold(IdentityBuilder::new(), add).finish()
+        };
+        let base = digest(&[("dtype", "bf16"), ("tile", "32")]);
+        assert_eq!(base, digest(&[("dtype", "bf16"), ("tile", "32")]));
+        for other in [
+            &[("dtype", "bf16"), ("tile", "33")][..],
+            &[("dtype", "bf16"), ("tiles", "32")],
+            &[("tile", "32"), ("dtype", "bf16")],
+            &[("dtype", "bf16t"), ("ile", "32")],
+            &[("dtype", "bf16")],
+            &[],
+        ] {
+            assert_ne!(base, digest(other), "{other:?}");
+        }
     }
 }

@@ -62,3 +62,25 @@ impl KvLayout {
         tokens.div_ceil(self.block_tokens)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_a_small_llama() {
+        let layout = KvLayout {
+            layers: 30,
+            heads: 3,
+            head_dim: 64,
+            block_tokens: 32,
+            dtype: KvDtype::Bf16,
+        };
+        assert_eq!(layout.token_bytes(), 23_040);
+        assert_eq!(layout.block_bytes(), 32 * 23_040);
+        assert_eq!(layout.valid_bytes(32), layout.block_bytes());
+        assert_eq!(layout.layer_block_bytes() * 30, layout.block_bytes());
+        assert_eq!(layout.head_bytes(5), 5 * 64 * 2);
+        assert_eq!([0, 1, 32, 33].map(|tokens| layout.blocks_for(tokens)), [0, 1, 1, 2]);
+    }
+}

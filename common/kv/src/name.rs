@@ -78,3 +78,42 @@ impl fmt::Debug for Salt {
         f.write_str("Salt(…)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> BlockName {
+        BlockName::root(&KvIdentity([1; 32]), &Salt([2; 32]))
+    }
+
+    #[test]
+    fn names_are_what_the_module_says() {
+        let hash = |parts: &[&[u8]]| BlockName(*blake3::hash(&parts.concat()).as_bytes());
+        assert_eq!(root(), hash(&[b"baton.kv.root.v1", &[1; 32], &[2; 32]]));
+        let first = hash(&[b"baton.kv.block.v1", &root().0, &[5, 0, 0, 0, 0, 1, 0, 0]]);
+        let second = hash(&[b"baton.kv.block.v1", &first.0, &[7, 0, 0, 0, 8, 0, 0, 0]]);
+        assert_eq!(name_blocks(root(), &[5, 256, 7, 8, 9], 2), [first, second]);
+    }
+
+    #[test]
+    fn identity_salt_and_every_earlier_token_are_in_a_name() {
+        let last = |root, tokens: &[TokenId]| *name_blocks(root, tokens, 2).last().unwrap();
+        let base = last(root(), &[1, 2, 3, 4]);
+        let other_identity = BlockName::root(&KvIdentity([3; 32]), &Salt([2; 32]));
+        let other_salt = BlockName::root(&KvIdentity([1; 32]), &Salt::derive(&[0; 32], "tenant"));
+        assert_ne!(base, last(other_identity, &[1, 2, 3, 4]));
+        assert_ne!(base, last(other_salt, &[1, 2, 3, 4]));
+        assert_ne!(base, last(root(), &[9, 2, 3, 4]));
+        assert_ne!(base, last(root(), &[1, 2, 4, 3]));
+        assert_eq!(name_blocks(root(), &[1], 2), []);
+    }
+
+    #[test]
+    fn a_salt_depends_on_secret_and_tenant() {
+        let salt = Salt::derive(&[1; 32], "a");
+        assert_eq!(salt, Salt::derive(&[1; 32], "a"));
+        assert!(salt != Salt::derive(&[2; 32], "a") && salt != Salt::derive(&[1; 32], "b"));
+        assert_eq!(format!("{salt:?}"), "Salt(…)");
+    }
+}
