@@ -1,13 +1,21 @@
 //! The handoff over gRPC: one bidirectional stream per push (`baton.node.v1.Handoff`).
 
 mod feed;
+mod fences;
 mod peers;
+mod port;
 mod pusher;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use feed::{Hold, PushFeed, PushInput, push_feed};
+pub use fences::Fences;
+pub use port::{ReceiverPort, ReceiverStep};
 pub use pusher::{PushError, PushJob, PushReport, Pusher, PusherConfig};
-pub use service::{Fences, HandoffService, ReceiverPort};
+pub use service::HandoffService;
+
+use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server};
 
@@ -25,6 +33,8 @@ pub fn configure_server<L>(server: Server<L>) -> Server<L> {
 /// HTTP/2 settings of a connection that pushes.
 pub fn configure_endpoint(endpoint: Endpoint) -> Endpoint {
     endpoint
-        .connect_timeout(std::time::Duration::from_millis(limits::CONNECT_MS))
+        .connect_timeout(Duration::from_millis(limits::CONNECT_MS))
+        .http2_keep_alive_interval(Duration::from_millis(limits::KEEPALIVE_MS))
+        .keep_alive_timeout(Duration::from_millis(limits::KEEPALIVE_MS))
         .tcp_nodelay(true)
 }

@@ -27,6 +27,10 @@ pub mod limits;
 mod receiver;
 mod reject;
 mod sender;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod testing;
 mod ticket;
 mod wire;
 
@@ -36,6 +40,6 @@ pub use receiver::{
     Verdict, Verify, VerifySlot, WritePermit,
 };
 pub use reject::Reject;
-pub use sender::{BlockToSend, PushFailure, Sender, SenderAction, SenderState, layer_runs};
+pub use sender::{BlockToSend, PushFailure, Sender, SenderAction, SenderConfig, SenderState, layer_runs};
 pub use ticket::{Claims, Ticket};
 pub use wire::{FinalClaims, ManifestEntry, WireError, layout_from_proto, layout_to_proto};

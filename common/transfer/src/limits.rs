@@ -7,6 +7,9 @@ pub const LEASE_MS: u64 = 10_000;
 /// Heartbeats per lease: two may be lost or late before the lease ends.
 pub const HEARTBEATS_PER_LEASE: u64 = 3;
 
+/// Heartbeats are never closer than this, however little of the lease (that is: of the request's deadline) remains.
+pub const HEARTBEAT_MS_MIN: u64 = 50;
+
 /// After an abort, how long the receiver waits for its own edge to close the stream before it takes it for closed.
 pub const DRAIN_MS: u64 = 2_000;
 
@@ -16,11 +19,9 @@ pub const MAX_HANDOFFS: usize = 1_024;
 /// Push streams on one decode node that may be open at once, unauthenticated ones included.
 pub const MAX_STREAMS: usize = 2_048;
 
-/// Payload of one data frame at most: 4 MiB messages measured best over gRPC. Small enough that a heartbeat is not stuck behind it.
+/// Payload of one data frame at most: 4 MiB messages measured best over gRPC. A block below it travels whole; a larger one as few runs of
+/// layers, nearly equal in size, so that no frame is small.
 pub const PIECE_BYTES: usize = 4 << 20;
-
-/// Runs of layers are not cut below this where the block is larger: small frames are dominated by their overhead.
-pub const PIECE_BYTES_MIN: usize = 256 << 10;
 
 /// A gRPC message at most: the payload and room for its header, or a manifest (below 64 bytes per block).
 pub const MESSAGE_BYTES: usize = PIECE_BYTES + (64 << 10);
@@ -45,3 +46,10 @@ pub const CONNECT_MS: u64 = 3_000;
 
 /// From a stream's opening to its first frame, and from the open frame to its answer.
 pub const OPEN_MS: u64 = 5_000;
+
+/// Between HTTP/2 pings on a connection with open pushes, and for each answer: a connection that lost its peer without a word is closed, so that
+/// the next push opens another.
+pub const KEEPALIVE_MS: u64 = 5_000;
+
+/// Replies that wait for a slow sender.
+pub const REPLIES_AHEAD: usize = 8;

@@ -1,279 +1,51 @@
 //! The decode node's table of incoming handoffs.
 
-use std::ops::Range;
+mod fill;
+mod handoff;
+#[cfg(test)]
+mod tests;
+mod types;
 
-use baton_kv::{
-    Attempt, BlockId, BlockName, Checksum, Epoch, Generation, HandoffId, KvIdentity, KvLayout, NodeId, OutOfBlocks,
-    Pool, RequestId, Time, TokenId,
+use std::collections::{BTreeMap, HashMap};
+
+use baton_kv::{Checksum, HandoffId, Lease, Pool, RequestId, Time};
+use baton_proto::PROTOCOL_VERSION;
+
+use crate::{Claims, FinalClaims, Reject, Ticket};
+use fill::{Begin, Fill};
+use handoff::{Handoff, Phase};
+
+pub use types::{
+    AbortReason, HandoffState, PieceHeader, ReceiverAction, ReceiverConfig, Reserve, ReserveError, StreamId, Verdict,
+    Verify, VerifySlot, WritePermit,
 };
-
-use crate::{Capability, Claims, FinalClaims, Reject, Ticket};
-
-/// One push stream on this node, drawn by the transport: unique within the process.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct StreamId(pub u64);
-
-/// What a receiver knows of its node.
-#[derive(Clone, Debug)]
-pub struct ReceiverConfig {
-    /// This node's name.
-    pub node: NodeId,
-    /// host:port at which its Handoff service listens.
-    pub address: String,
-    /// This process's life.
-    pub epoch: Epoch,
-    /// What its KV means.
-    pub identity: KvIdentity,
-    /// The pool's shape.
-    pub layout: KvLayout,
-    /// See [`crate::limits::LEASE_MS`].
-    pub lease_ms: u64,
-    /// See [`crate::limits::DRAIN_MS`].
-    pub drain_ms: u64,
-    /// See [`crate::limits::MAX_HANDOFFS`].
-    pub max_handoffs: usize,
-}
-
-/// A request for blocks.
-#[derive(Clone, Debug)]
-pub struct Reserve {
-    /// Whose prompt.
-    pub request: RequestId,
-    /// Which dispatch of it.
-    pub attempt: Attempt,
-    /// The identity that the router wants.
-    pub identity: KvIdentity,
-    /// Parent of the first block's name.
-    pub root: BlockName,
-    /// The prompt (with a replay: prompt and output so far). At least one token.
-    pub prompt: Vec<TokenId>,
-    /// The request's deadline on this node's clock.
-    pub deadline: Time,
-    /// Drawn by the driver.
-    pub capability: Capability,
-}
-
-/// Why nothing was reserved. Nothing was changed, except that an older attempt of the same request may have been aborted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum ReserveError {
-    /// The pool is full. A retry helps.
-    #[error(transparent)]
-    OutOfBlocks(#[from] OutOfBlocks),
-    /// The table is full. A retry helps.
-    #[error("{limit} handoffs are under way already")]
-    TooManyHandoffs {
-        /// `max_handoffs`.
-        limit: usize,
-    },
-    /// This or a newer attempt of the request is here already. No retry helps.
-    #[error("attempt {} of the request is here already", current.0)]
-    StaleAttempt {
-        /// The attempt that is here.
-        current: Attempt,
-    },
-    /// The node's KV does not mean what the router wants. Another node helps.
-    #[error("this node has another KV identity")]
-    IdentityMismatch,
-    /// The prompt is empty. No retry helps.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// The deadline has passed. No retry helps.
-    #[error("the request's deadline has passed")]
-    DeadlinePassed,
-}
-
-/// Where a handoff is. `Drained` and `Released` are moments, not states: a drained handoff's blocks are free, a released one is forgotten.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum HandoffState {
-    /// Blocks are granted; no stream yet. Ends with the lease.
-    Reserved,
-    /// A stream fills them. Ends with the lease.
-    Filling,
-    /// All bytes are right; the driver is about to decode from them. Ends with the request's deadline.
-    Verified,
-    /// The blocks belong to a sequence. Ends with the request's deadline, or when the driver says so.
-    Decoding,
-    /// Aborted; a write may still land. Ends when drained, at the drain deadline unless a copy is under way right then.
-    Aborting,
-}
-
-/// Why a handoff was aborted.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
-pub enum AbortReason {
-    /// The router closed its stream, or asked for it.
-    #[error("cancelled by the router")]
-    Cancelled,
-    /// Nobody renewed the lease.
-    #[error("the lease ended")]
-    LeaseEnded,
-    /// The request's deadline passed.
-    #[error("the request's deadline passed")]
-    Deadline,
-    /// A newer attempt of the request arrived.
-    #[error("a newer attempt arrived")]
-    Superseded,
-    /// The push stream closed before the KV was verified.
-    #[error("the push stream closed early")]
-    StreamClosed,
-    /// The push was refused.
-    #[error("the push was refused: {0}")]
-    Rejected(Reject),
-    /// The node could not go on (its queue was full, it is shutting down).
-    #[error("the decode node could not go on")]
-    Node,
-}
-
-/// What a piece of KV claims about itself; its bytes stay with the transport.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PieceHeader {
-    /// Index into the ticket's slots.
-    pub slot: usize,
-    /// The slot's generation.
-    pub generation: Generation,
-    /// Which layers.
-    pub layers: Range<usize>,
-    /// Tokens of the block that travel.
-    pub valid_tokens: usize,
-    /// Bytes that came.
-    pub bytes: usize,
-}
-
-/// The right to copy one piece into a block, until it is given back to [`Receiver::landed`]. Counted: its block is not reused before.
-#[must_use = "give it back with Receiver::landed"]
-#[derive(PartialEq, Eq, Debug)]
-pub struct WritePermit {
-    handoff: HandoffId,
-    slot: usize,
-    block: BlockId,
-    layers: Range<usize>,
-    valid_tokens: usize,
-}
-
-impl WritePermit {
-    /// Where to.
-    pub fn block(&self) -> BlockId {
-        self.block
-    }
-
-    /// Which layers.
-    pub fn layers(&self) -> Range<usize> {
-        self.layers.clone()
-    }
-
-    /// Tokens of each layer's piece.
-    pub fn valid_tokens(&self) -> usize {
-        self.valid_tokens
-    }
-}
-
-/// One block to be summed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VerifySlot {
-    /// Index into the ticket's slots.
-    pub slot: usize,
-    /// Where it lies.
-    pub block: BlockId,
-    /// Over how many of its tokens.
-    pub valid_tokens: usize,
-}
-
-/// Checksums to be taken where the bytes lie now. Counted like a write until it is given back to [`Receiver::sums`].
-#[must_use = "give it back with Receiver::sums"]
-#[derive(PartialEq, Eq, Debug)]
-pub struct Verify {
-    handoff: HandoffId,
-    slots: Vec<VerifySlot>,
-}
-
-impl Verify {
-    /// Whose.
-    pub fn handoff(&self) -> HandoffId {
-        self.handoff
-    }
-
-    /// The blocks, in slot order.
-    pub fn slots(&self) -> &[VerifySlot] {
-        &self.slots
-    }
-}
-
-/// What the checksums said.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// All right: [`ReceiverAction::Verified`] was emitted; tell the sender.
-    Verified,
-    /// These slots are wanted once more, and FINAL after them.
-    Resend {
-        /// Indices into the ticket's slots.
-        slots: Vec<usize>,
-    },
-}
-
-/// What the driver does next.
-#[derive(Clone, PartialEq, Debug)]
-pub enum ReceiverAction {
-    /// The prompt's KV is here. Submit the sequence and call [`Receiver::decoding`], or [`Receiver::abort`].
-    Verified {
-        /// The reservation.
-        handoff: HandoffId,
-        /// Whose.
-        request: RequestId,
-        /// Which dispatch.
-        attempt: Attempt,
-        /// Blocks of the whole prompt, held and received, in order; each is held once for the sequence to come.
-        table: Vec<BlockId>,
-        /// Output index 0.
-        first_token: TokenId,
-        /// Its log-probability.
-        logprob: f32,
-        /// Payload that was received (a block sent twice counts once).
-        kv_bytes: u64,
-        /// Blocks that were received.
-        kv_blocks: usize,
-    },
-    /// The handoff ends without (further) tokens: tell the router. If it was decoding, cancel the sequence, which owns the blocks. Emitted at most once.
-    Aborted {
-        /// The reservation.
-        handoff: HandoffId,
-        /// Whose.
-        request: RequestId,
-        /// Which dispatch.
-        attempt: Attempt,
-        /// Why.
-        reason: AbortReason,
-    },
-    /// Close this stream from this side (`grpc::Fences::fence`), telling the peer why where that still goes.
-    Fence {
-        /// The stream.
-        stream: StreamId,
-        /// What to tell the peer.
-        reject: Reject,
-    },
-    /// Forgotten; none of its blocks is granted or quarantined any more. Exactly once per reservation.
-    Released {
-        /// The reservation.
-        handoff: HandoffId,
-    },
-    /// The drain deadline has passed and a copy or a sum is still under way on this node: a fault of the driver, to be logged. The blocks stay quarantined.
-    DrainOverdue {
-        /// The reservation.
-        handoff: HandoffId,
-        /// Permits not given back.
-        in_flight: usize,
-    },
-}
 
 /// The table of incoming handoffs. Pure; the driver keeps it beside the pool, behind one lock, and calls [`Receiver::tick`] at
 /// [`Receiver::next_deadline`].
+///
+/// Who owns what: the prefix that was found is held once by the handoff; slots are granted to it; from `Verified` on all of them are held once for
+/// the sequence to come, and from [`Receiver::decoding`] on they are that sequence's.
 pub struct Receiver {
     config: ReceiverConfig,
+    /// Ordered, so that equal inputs give equal actions.
+    handoffs: BTreeMap<HandoffId, Handoff>,
+    /// The live handoff of each request; aborting ones are not listed.
+    by_request: HashMap<RequestId, HandoffId>,
+    /// The handoff that each open stream fills.
+    streams: HashMap<StreamId, HandoffId>,
+    next_handoff: u64,
 }
 
-#[allow(unused_variables, clippy::todo)]
 impl Receiver {
     /// Empty.
     pub fn new(config: ReceiverConfig) -> Self {
-        Self { config }
+        Self {
+            config,
+            handoffs: BTreeMap::new(),
+            by_request: HashMap::new(),
+            streams: HashMap::new(),
+            next_handoff: 1,
+        }
     }
 
     /// Finds the prompt's prefix in the pool (at most all but its last token) and grants blocks for the rest. An older attempt of the
@@ -285,35 +57,183 @@ impl Receiver {
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
     ) -> Result<Ticket, ReserveError> {
-        todo!()
+        if reserve.prompt.is_empty() {
+            return Err(ReserveError::EmptyPrompt);
+        }
+        if reserve.identity != self.config.identity {
+            return Err(ReserveError::IdentityMismatch);
+        }
+        if now >= reserve.deadline {
+            return Err(ReserveError::DeadlinePassed);
+        }
+        if let Some(&older) = self.by_request.get(&reserve.request) {
+            let current = self.handoffs[&older].attempt;
+            if current >= reserve.attempt {
+                return Err(ReserveError::StaleAttempt { current });
+            }
+            self.abort(older, AbortReason::Superseded, now, pool, actions);
+        }
+        if self.handoffs.len() >= self.config.max_handoffs {
+            return Err(ReserveError::TooManyHandoffs {
+                limit: self.config.max_handoffs,
+            });
+        }
+
+        let layout = self.config.layout;
+        let id = HandoffId(self.next_handoff);
+        let mut prompt = reserve.prompt;
+        let hit = pool.acquire_prefix(reserve.root, &prompt, prompt.len() - 1);
+        let held_blocks = hit.blocks.len();
+        let slots = match pool.grant(id, layout.blocks_for(prompt.len()) - held_blocks) {
+            Ok(slots) => slots,
+            Err(error) => {
+                pool.release(&hit.blocks);
+                return Err(error.into());
+            }
+        };
+        self.next_handoff += 1;
+
+        let lease = Lease::grant(now, self.config.lease_ms, reserve.deadline);
+        let ticket = Ticket {
+            request: reserve.request,
+            attempt: reserve.attempt,
+            decode_node: self.config.node.clone(),
+            address: self.config.address.clone(),
+            epoch: self.config.epoch,
+            handoff: id,
+            held_blocks,
+            slots: slots.clone(),
+            lease_ms: lease.remaining_ms(now),
+            identity: self.config.identity,
+            layout,
+            capability: reserve.capability.clone(),
+            protocol: PROTOCOL_VERSION,
+        };
+        self.by_request.insert(reserve.request, id);
+        self.handoffs.insert(
+            id,
+            Handoff {
+                request: reserve.request,
+                attempt: reserve.attempt,
+                capability: reserve.capability,
+                parent: hit.names.last().copied().unwrap_or(reserve.root),
+                tokens: prompt.split_off(held_blocks * layout.block_tokens),
+                deadline: reserve.deadline,
+                lease,
+                phase: Phase::Reserved,
+                held: hit.blocks,
+                fill: Fill::new(slots.len(), layout.layers),
+                matched: vec![false; slots.len()],
+                slots,
+                stream: None,
+                in_flight: 0,
+                claims: None,
+                resent: false,
+            },
+        );
+        Ok(ticket)
     }
 
-    /// Extends the lease (the router, until it has dispatched; the sender's heartbeats do it through [`Receiver::heartbeat`]). Returns what remains, ms.
+    /// Extends the lease (the router, until it has dispatched; the sender's heartbeats do it through [`Receiver::heartbeat`]).
+    /// Returns what remains, ms; once verified, what remains until the request's deadline.
     pub fn renew(&mut self, handoff: HandoffId, now: Time) -> Result<u64, Reject> {
-        todo!()
+        let lease_ms = self.config.lease_ms;
+        let row = self.handoffs.get_mut(&handoff).ok_or(Reject::UnknownHandoff)?;
+        match row.phase {
+            Phase::Reserved | Phase::Filling if row.lease.renew(now, lease_ms) => Ok(row.lease.remaining_ms(now)),
+            Phase::Reserved | Phase::Filling => Err(Reject::LeaseEnded),
+            Phase::Verified { .. } | Phase::Decoding => Ok(now.ms_until(row.deadline)),
+            Phase::Aborting { .. } => Err(Reject::Aborted),
+        }
     }
 
     /// A stream's first frame. On success the stream is the only one that may fill the handoff; returns what remains of the lease, ms.
     pub fn opened(&mut self, stream: StreamId, claims: &Claims, now: Time) -> Result<u64, Reject> {
-        todo!()
+        if claims.protocol != PROTOCOL_VERSION {
+            return Err(Reject::ProtocolMismatch);
+        }
+        if claims.epoch != self.config.epoch {
+            return Err(Reject::StaleEpoch);
+        }
+        let row = self.handoffs.get_mut(&claims.handoff).ok_or(Reject::UnknownHandoff)?;
+        if !row.capability.matches(&claims.capability) {
+            return Err(Reject::BadCapability);
+        }
+        if claims.request != row.request || claims.attempt != row.attempt {
+            return Err(Reject::UnknownHandoff);
+        }
+        if claims.identity != self.config.identity {
+            return Err(Reject::IdentityMismatch);
+        }
+        if claims.layout != self.config.layout {
+            return Err(Reject::LayoutMismatch);
+        }
+        match row.phase {
+            Phase::Reserved => {}
+            Phase::Filling => return Err(Reject::StreamActive),
+            Phase::Verified { .. } | Phase::Decoding => return Err(Reject::UnknownHandoff),
+            Phase::Aborting { .. } => return Err(Reject::Aborted),
+        }
+        if self.streams.contains_key(&stream) {
+            return Err(Reject::Malformed);
+        }
+        if !row.lease.renew(now, self.config.lease_ms) {
+            return Err(Reject::LeaseEnded);
+        }
+        row.phase = Phase::Filling;
+        row.stream = Some(stream);
+        self.streams.insert(stream, claims.handoff);
+        Ok(row.lease.remaining_ms(now))
     }
 
     /// The sender is alive. Returns what remains of the lease, ms.
     pub fn heartbeat(&mut self, stream: StreamId, now: Time) -> Result<u64, Reject> {
-        todo!()
+        let lease_ms = self.config.lease_ms;
+        let (_, row) = self.filling(stream, now)?;
+        row.lease.renew(now, lease_ms);
+        Ok(row.lease.remaining_ms(now))
     }
 
-    /// A piece has come: says where it goes and renews the lease; `None` when it is here already and is to be dropped.
+    /// A piece has come: says where it goes and renews the lease; `None` when it is here already (or being copied) and is to be dropped.
     pub fn begin_write(
         &mut self,
         stream: StreamId,
         piece: &PieceHeader,
         now: Time,
     ) -> Result<Option<WritePermit>, Reject> {
-        todo!()
+        let (layout, lease_ms) = (self.config.layout, self.config.lease_ms);
+        let (handoff, row) = self.filling(stream, now)?;
+        let slot = *row.slots.get(piece.slot).ok_or(Reject::Malformed)?;
+        if piece.generation != slot.generation {
+            return Err(Reject::StaleGeneration);
+        }
+        let valid_tokens = row.valid_tokens(piece.slot, &layout);
+        let layer_bytes = layout.valid_bytes(valid_tokens) / layout.layers;
+        if piece.layers.is_empty()
+            || piece.layers.end > layout.layers
+            || piece.valid_tokens != valid_tokens
+            || piece.bytes != piece.layers.len() * layer_bytes
+        {
+            return Err(Reject::Malformed);
+        }
+        match row.fill.begin(piece.slot, &piece.layers) {
+            Begin::Overlap => return Err(Reject::Malformed),
+            Begin::Duplicate => return Ok(None),
+            Begin::Write => {}
+        }
+        row.lease.renew(now, lease_ms);
+        row.in_flight += 1;
+        Ok(Some(WritePermit {
+            handoff,
+            slot: piece.slot,
+            block: slot.block,
+            layers: piece.layers.clone(),
+            valid_tokens,
+        }))
     }
 
-    /// The copy has ended, well or (`written` false) not. Returns the checksums to take if this was the last piece and FINAL is here.
+    /// The copy has ended, well or (`written` false) not: then the handoff aborts. Returns the checksums to take if this was the last piece
+    /// and FINAL is here.
     pub fn landed(
         &mut self,
         permit: WritePermit,
@@ -322,15 +242,50 @@ impl Receiver {
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
     ) -> Option<Verify> {
-        todo!()
+        let layout = self.config.layout;
+        let row = self
+            .handoffs
+            .get_mut(&permit.handoff)
+            .expect("a handoff outlives its permits");
+        row.in_flight -= 1;
+        match row.phase {
+            Phase::Filling if written => {
+                row.fill.landed(permit.slot, &permit.layers);
+                row.verify_if_complete(permit.handoff, &layout)
+            }
+            Phase::Filling => {
+                self.abort(permit.handoff, AbortReason::Node, now, pool, actions);
+                None
+            }
+            Phase::Aborting { .. } => {
+                self.drain(permit.handoff, pool, actions);
+                None
+            }
+            Phase::Reserved | Phase::Verified { .. } | Phase::Decoding => {
+                unreachable!("no permit is out in this state")
+            }
+        }
     }
 
-    /// FINAL has come. Returns the checksums to take if every piece has landed.
+    /// FINAL has come. Returns the checksums to take if every piece has landed. A second FINAL that says the same changes nothing.
     pub fn finished(&mut self, stream: StreamId, claims: &FinalClaims, now: Time) -> Result<Option<Verify>, Reject> {
-        todo!()
+        let (layout, lease_ms) = (self.config.layout, self.config.lease_ms);
+        let (handoff, row) = self.filling(stream, now)?;
+        row.check_manifest(claims, &layout)?;
+        if let Some(known) = &row.claims {
+            return if known == claims {
+                Ok(None)
+            } else {
+                Err(Reject::ManifestMismatch)
+            };
+        }
+        row.lease.renew(now, lease_ms);
+        row.claims = Some(claims.clone());
+        Ok(row.verify_if_complete(handoff, &layout))
     }
 
-    /// The checksums of `verify`'s slots in their order; `None` when they could not be taken (counts as a mismatch of all).
+    /// The checksums of `verify`'s slots in their order; `None` when they could not be taken: then the handoff aborts.
+    /// An error says what to tell the sender, and that the handoff has ended.
     pub fn sums(
         &mut self,
         verify: Verify,
@@ -339,18 +294,85 @@ impl Receiver {
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
     ) -> Result<Verdict, Reject> {
-        todo!()
+        let id = verify.handoff;
+        let row = self.handoffs.get_mut(&id).expect("a handoff outlives its sums");
+        row.in_flight -= 1;
+        if matches!(row.phase, Phase::Aborting { .. }) {
+            self.drain(id, pool, actions);
+            return Err(Reject::Aborted);
+        }
+        let Some(sums) = sums.filter(|sums| sums.len() == verify.slots.len()) else {
+            self.abort(id, AbortReason::Node, now, pool, actions);
+            return Err(Reject::Aborted);
+        };
+        let wrong = row.compare(&verify, sums);
+        if wrong.is_empty() {
+            self.verified(id, pool, actions);
+            return Ok(Verdict::Verified);
+        }
+        if row.resent {
+            self.abort(id, AbortReason::Rejected(Reject::ChecksumMismatch), now, pool, actions);
+            return Err(Reject::ChecksumMismatch);
+        }
+        row.resent = true;
+        row.claims = None;
+        for slot in &wrong {
+            row.fill.reset(*slot);
+        }
+        Ok(Verdict::Resend { slots: wrong })
+    }
+
+    /// Every checksum has matched: the blocks become held for the sequence to come, and the full ones get their names.
+    fn verified(&mut self, id: HandoffId, pool: &mut Pool, actions: &mut Vec<ReceiverAction>) {
+        let layout = self.config.layout;
+        let row = self.handoffs.get_mut(&id).expect("checked by the caller");
+        debug_assert!(row.matched.iter().all(|matched| *matched) && row.in_flight == 0);
+        pool.accept(id, &row.slots);
+        let mut parent = row.parent;
+        for (slot, tokens) in row.slots.iter().zip(row.tokens.chunks_exact(layout.block_tokens)) {
+            parent = pool.name(slot.block, parent, tokens);
+        }
+        let mut table = std::mem::take(&mut row.held);
+        table.extend(row.slots.iter().map(|slot| slot.block));
+        let kv_bytes = (0..row.slots.len())
+            .map(|slot| layout.valid_bytes(row.valid_tokens(slot, &layout)) as u64)
+            .sum();
+        let claims = row.claims.as_ref().expect("sums are taken after FINAL");
+        actions.push(ReceiverAction::Verified {
+            handoff: id,
+            request: row.request,
+            attempt: row.attempt,
+            table: table.clone(),
+            first_token: claims.first_token,
+            logprob: claims.logprob,
+            kv_bytes,
+            kv_blocks: row.slots.len(),
+        });
+        row.phase = Phase::Verified { table };
+        row.slots.clear();
+        // Nothing on the stream concerns this handoff any more.
+        if let Some(stream) = row.stream.take() {
+            self.streams.remove(&stream);
+        }
     }
 
     /// The sequence was submitted: the table's blocks are its own now. False when the handoff ended meanwhile: it was aborted
-    /// ([`ReceiverAction::Aborted`] said so) and the blocks were given back.
+    /// ([`ReceiverAction::Aborted`] said so), and its hold on the blocks was given up.
     pub fn decoding(&mut self, handoff: HandoffId) -> bool {
-        todo!()
+        match self.handoffs.get_mut(&handoff) {
+            Some(row) if matches!(row.phase, Phase::Verified { .. }) => {
+                row.phase = Phase::Decoding;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The sequence has ended and the handoff is forgotten. Unknown handoffs and other states are ignored.
     pub fn released(&mut self, handoff: HandoffId, actions: &mut Vec<ReceiverAction>) {
-        todo!()
+        if self.state(handoff) == Some(HandoffState::Decoding) {
+            self.forget(handoff, actions);
+        }
     }
 
     /// Ends a handoff in any state before `Aborting`. In `Decoding` the sequence is the driver's to cancel. Unknown handoffs are ignored.
@@ -362,7 +384,56 @@ impl Receiver {
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
     ) {
-        todo!()
+        let Some(row) = self.handoffs.get_mut(&handoff) else {
+            return;
+        };
+        if matches!(row.phase, Phase::Aborting { .. }) {
+            return;
+        }
+        actions.push(ReceiverAction::Aborted {
+            handoff,
+            request: row.request,
+            attempt: row.attempt,
+            reason,
+        });
+        let aborting = Phase::Aborting {
+            drain_until: now.after_ms(self.config.drain_ms),
+        };
+        match std::mem::replace(&mut row.phase, aborting) {
+            Phase::Decoding => {}
+            Phase::Verified { table } => pool.release(&table),
+            Phase::Reserved | Phase::Filling | Phase::Aborting { .. } => {
+                pool.release(&std::mem::take(&mut row.held));
+                pool.quarantine(handoff, &row.slots);
+            }
+        }
+        if let Some(stream) = row.stream {
+            let reject = match reason {
+                AbortReason::Rejected(reject) => reject,
+                AbortReason::LeaseEnded | AbortReason::Deadline => Reject::LeaseEnded,
+                _ => Reject::Aborted,
+            };
+            actions.push(ReceiverAction::Fence { stream, reject });
+        }
+        self.by_request.remove(&row.request);
+        self.drain(handoff, pool, actions);
+    }
+
+    /// Frees an aborting handoff's blocks if no write can land any more.
+    fn drain(&mut self, handoff: HandoffId, pool: &mut Pool, actions: &mut Vec<ReceiverAction>) {
+        let row = &self.handoffs[&handoff];
+        if row.in_flight == 0 && row.stream.is_none() {
+            pool.drained(handoff, &row.slots);
+            self.forget(handoff, actions);
+        }
+    }
+
+    fn forget(&mut self, handoff: HandoffId, actions: &mut Vec<ReceiverAction>) {
+        let row = self.handoffs.remove(&handoff).expect("a handoff is released once");
+        if self.by_request.get(&row.request) == Some(&handoff) {
+            self.by_request.remove(&row.request);
+        }
+        actions.push(ReceiverAction::Released { handoff });
     }
 
     /// The transport has closed the stream: no byte can come from it any more. Before `Verified` this aborts the handoff, with
@@ -375,26 +446,79 @@ impl Receiver {
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
     ) {
-        todo!()
+        let Some(handoff) = self.streams.remove(&stream) else {
+            return;
+        };
+        let row = self
+            .handoffs
+            .get_mut(&handoff)
+            .expect("a stream's handoff is in the table");
+        row.stream = None;
+        if matches!(row.phase, Phase::Aborting { .. }) {
+            self.drain(handoff, pool, actions);
+        } else {
+            let reason = refused.map_or(AbortReason::StreamClosed, AbortReason::Rejected);
+            self.abort(handoff, reason, now, pool, actions);
+        }
     }
 
     /// Ends what has passed its deadline.
     pub fn tick(&mut self, now: Time, pool: &mut Pool, actions: &mut Vec<ReceiverAction>) {
-        todo!()
+        let due: Vec<HandoffId> = self
+            .handoffs
+            .iter()
+            .filter(|(_, row)| now >= row.ends())
+            .map(|(handoff, _)| *handoff)
+            .collect();
+        for handoff in due {
+            let row = self.handoffs.get_mut(&handoff).expect("listed just now");
+            if let Phase::Aborting { drain_until } = &mut row.phase {
+                // From this state on no frame of the stream gets a permit, so that copies under way are all that can still land.
+                *drain_until = now.after_ms(self.config.drain_ms);
+                if let Some(stream) = row.stream.take() {
+                    self.streams.remove(&stream);
+                }
+                if row.in_flight > 0 {
+                    actions.push(ReceiverAction::DrainOverdue {
+                        handoff,
+                        in_flight: row.in_flight,
+                    });
+                }
+                self.drain(handoff, pool, actions);
+            } else {
+                let reason = if now >= row.deadline {
+                    AbortReason::Deadline
+                } else {
+                    AbortReason::LeaseEnded
+                };
+                self.abort(handoff, reason, now, pool, actions);
+            }
+        }
     }
 
     /// When [`Receiver::tick`] has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Time> {
-        todo!()
+        self.handoffs.values().map(Handoff::ends).min()
     }
 
     /// Where a handoff is; `None` when released or unknown.
     pub fn state(&self, handoff: HandoffId) -> Option<HandoffState> {
-        todo!()
+        self.handoffs.get(&handoff).map(Handoff::state)
     }
 
     /// Live handoffs, aborting ones included. 0 when idle.
     pub fn handoffs(&self) -> usize {
-        todo!()
+        self.handoffs.len()
+    }
+
+    /// The handoff that `stream` fills, if it takes frames now.
+    fn filling(&mut self, stream: StreamId, now: Time) -> Result<(HandoffId, &mut Handoff), Reject> {
+        let handoff = *self.streams.get(&stream).ok_or(Reject::UnknownHandoff)?;
+        let row = self
+            .handoffs
+            .get_mut(&handoff)
+            .expect("a stream's handoff is in the table");
+        row.check_filling(now)?;
+        Ok((handoff, row))
     }
 }

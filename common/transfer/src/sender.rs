@@ -1,10 +1,16 @@
 //! One push on a prefill node.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
-use baton_kv::{BlockId, BlockName, Checksum, Epoch, Generation, KvIdentity, KvLayout, NodeId, Time, TokenId};
+use baton_kv::{
+    BlockId, BlockName, Checksum, Epoch, Generation, KvIdentity, KvLayout, Lease, NodeId, Time, TokenId, name_blocks,
+};
+use baton_proto::PROTOCOL_VERSION;
 
-use crate::{Claims, FinalClaims, Reject, Ticket, WireError};
+use crate::{Claims, FinalClaims, ManifestEntry, Reject, Ticket, WireError, limits};
 
 /// Where a push is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +73,7 @@ pub enum SenderAction {
 /// Cuts a block's layers into runs of at most [`crate::limits::PIECE_BYTES`] (at least one layer), nearly equal in size.
 pub fn layer_runs(layout: &KvLayout, valid_tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let layer_bytes = layout.valid_bytes(valid_tokens) / layout.layers;
-    let per_piece = (crate::limits::PIECE_BYTES / layer_bytes.max(1)).clamp(1, layout.layers);
+    let per_piece = (limits::PIECE_BYTES / layer_bytes.max(1)).clamp(1, layout.layers);
     let layers = layout.layers;
     let run = layers.div_ceil(layers.div_ceil(per_piece));
     (0..layers)
@@ -75,92 +81,290 @@ pub fn layer_runs(layout: &KvLayout, valid_tokens: usize) -> impl Iterator<Item 
         .map(move |first| first..(first + run).min(layers))
 }
 
-/// One push. Pure; the driver asks [`Sender::next`] what to send, and tells it what came back.
-pub struct Sender {
-    _private: (),
+/// Where one slot is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Slot {
+    /// To be sent once it is computed.
+    Pending,
+    /// The driver reads and sends it.
+    Sending,
+    /// All of it is on its way; this is the checksum of what was read.
+    Sent(Checksum),
 }
 
-#[allow(unused_variables, clippy::todo)]
+/// What a sender knows of its node and its request.
+#[derive(Clone, Debug)]
+pub struct SenderConfig<'a> {
+    /// This node's name.
+    pub node: NodeId,
+    /// This process's life.
+    pub epoch: Epoch,
+    /// What this node's KV means.
+    pub identity: KvIdentity,
+    /// This node's pool's shape.
+    pub layout: KvLayout,
+    /// Parent of the prompt's first block.
+    pub root: BlockName,
+    /// The prompt.
+    pub prompt: &'a [TokenId],
+    /// The request's deadline on this node's clock.
+    pub deadline: Time,
+}
+
+/// One push. Pure; the driver asks [`Sender::next`] what to send, and tells it what came back.
+pub struct Sender {
+    ticket: Ticket,
+    claims: Claims,
+    prompt_tokens: usize,
+    /// Of the full blocks, from the first slot's on.
+    names: Vec<BlockName>,
+    state: SenderState,
+    deadline: Time,
+    lease: Lease,
+    /// When the oldest unanswered OPEN or HEARTBEAT was sent: an answer extends the lease from then.
+    asked: Option<Time>,
+    heartbeat_ms: u64,
+    next_heartbeat: Time,
+    /// Prompt positions in the pool.
+    computed: usize,
+    table: Vec<BlockId>,
+    slots: Vec<Slot>,
+    first: Option<(TokenId, f32)>,
+    final_sent: bool,
+    resent: bool,
+}
+
 impl Sender {
-    /// For `ticket`, which arrived at `now`: until the first answer the lease counts from then. `root` is the parent of the prompt's first block.
-    /// Fails when the ticket's slots do not fit the prompt or this node's layout, identity and protocol.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        ticket: Ticket,
-        node: NodeId,
-        epoch: Epoch,
-        identity: KvIdentity,
-        layout: KvLayout,
-        root: BlockName,
-        prompt: &[TokenId],
-        deadline: Time,
-        now: Time,
-    ) -> Result<Self, WireError> {
-        todo!()
+    /// For `ticket`, which arrived at `now`: until the first answer the lease counts from then. Fails when the ticket's slots do not fit
+    /// the prompt, or its layout, identity or protocol are not this node's.
+    pub fn new(ticket: Ticket, config: SenderConfig<'_>, now: Time) -> Result<Self, WireError> {
+        let blocks = config.layout.blocks_for(config.prompt.len());
+        if ticket.identity != config.identity {
+            return Err(WireError("ticket.kv_identity"));
+        }
+        if ticket.layout != config.layout {
+            return Err(WireError("ticket.layout"));
+        }
+        if ticket.protocol != PROTOCOL_VERSION {
+            return Err(WireError("ticket.protocol"));
+        }
+        if ticket.slots.is_empty() || ticket.held_blocks.checked_add(ticket.slots.len()) != Some(blocks) {
+            return Err(WireError("ticket.slots"));
+        }
+        let mut names = name_blocks(config.root, config.prompt, config.layout.block_tokens);
+        names.drain(..ticket.held_blocks);
+        let lease = Lease::grant(now, ticket.lease_ms, config.deadline);
+        let heartbeat_ms = heartbeat_ms(ticket.lease_ms);
+        Ok(Self {
+            claims: Claims {
+                protocol: PROTOCOL_VERSION,
+                sender_epoch: config.epoch,
+                sender_node: config.node,
+                request: ticket.request,
+                attempt: ticket.attempt,
+                epoch: ticket.epoch,
+                handoff: ticket.handoff,
+                capability: ticket.capability.clone(),
+                identity: config.identity,
+                layout: config.layout,
+            },
+            prompt_tokens: config.prompt.len(),
+            names,
+            state: SenderState::Opening,
+            deadline: config.deadline,
+            lease,
+            asked: None,
+            heartbeat_ms,
+            next_heartbeat: now.after_ms(heartbeat_ms),
+            computed: 0,
+            table: Vec::new(),
+            slots: vec![Slot::Pending; ticket.slots.len()],
+            first: None,
+            final_sent: false,
+            resent: false,
+            ticket,
+        })
     }
 
-    /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table`. Never goes back; blocks that were sent are not looked at again.
+    /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table`. Progress never goes back; where it would (the sequence was
+    /// preempted and starts again), the call changes nothing.
     pub fn computed(&mut self, tokens: usize, table: &[BlockId]) {
-        todo!()
+        if tokens > self.computed {
+            self.computed = tokens.min(self.prompt_tokens);
+            self.table.clear();
+            self.table.extend_from_slice(table);
+        }
     }
 
     /// The first token was drawn: the prompt is complete.
     pub fn first_token(&mut self, token: TokenId, logprob: f32) {
-        todo!()
+        self.first.get_or_insert((token, logprob));
     }
 
-    /// What to send now, in order; `None` until something happens or [`Sender::wake_at`].
-    pub fn next(&mut self, now: Time) -> Option<SenderAction> {
-        todo!()
+    /// What to send now, in order; `None` until something happens or [`Sender::wake_at`]. `room`: whether the driver can take a block now.
+    /// Ends the push once its lease or deadline has passed.
+    pub fn next(&mut self, now: Time, room: bool) -> Option<SenderAction> {
+        if self.ended() {
+            return None;
+        }
+        if now >= self.deadline {
+            self.state = SenderState::Failed(PushFailure::Deadline);
+            return None;
+        }
+        if self.lease.ended(now) {
+            self.state = SenderState::Failed(PushFailure::LeaseEnded);
+            return None;
+        }
+        if self.state == SenderState::Opening {
+            if self.asked.is_some() {
+                return None;
+            }
+            self.asked = Some(now);
+            return Some(SenderAction::Open(self.claims.clone()));
+        }
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now.after_ms(self.heartbeat_ms);
+            self.asked.get_or_insert(now);
+            return Some(SenderAction::Heartbeat);
+        }
+        if self.state != SenderState::Sending {
+            return None;
+        }
+        if let Some(slot) = self.slots.iter().position(|slot| *slot == Slot::Pending) {
+            return if room { self.block(slot) } else { None };
+        }
+        self.finish()
     }
 
-    /// All pieces of a slot were sent, and this is the checksum of what was read.
+    /// The block of a pending slot, if it is computed.
+    fn block(&mut self, slot: usize) -> Option<SenderAction> {
+        let index = self.ticket.held_blocks + slot;
+        let valid_tokens = self.ticket.valid_tokens(slot, self.prompt_tokens);
+        if self.computed < index * self.ticket.layout.block_tokens + valid_tokens {
+            return None;
+        }
+        let block = *self.table.get(index)?;
+        self.slots[slot] = Slot::Sending;
+        let generation = self.ticket.slots[slot].generation;
+        Some(SenderAction::Block(BlockToSend {
+            slot,
+            generation,
+            block,
+            valid_tokens,
+        }))
+    }
+
+    /// FINAL, once every slot is on its way and the first token is known.
+    fn finish(&mut self) -> Option<SenderAction> {
+        let (first_token, logprob) = self.first?;
+        let entry = |(slot, state): (usize, &Slot)| match state {
+            Slot::Sent(checksum) => Some(ManifestEntry {
+                name: self.names.get(slot).copied(),
+                valid_tokens: self.ticket.valid_tokens(slot, self.prompt_tokens),
+                checksum: *checksum,
+            }),
+            Slot::Pending | Slot::Sending => None,
+        };
+        let manifest = self.slots.iter().enumerate().map(entry).collect::<Option<Vec<_>>>()?;
+        self.state = SenderState::Awaiting;
+        self.final_sent = true;
+        Some(SenderAction::Final(FinalClaims {
+            manifest,
+            first_token,
+            logprob,
+        }))
+    }
+
+    /// All pieces of a slot are on their way, and this is the checksum of what was read.
     pub fn sent(&mut self, slot: usize, checksum: Checksum) {
-        todo!()
+        if self.slots[slot] == Slot::Sending {
+            self.slots[slot] = Slot::Sent(checksum);
+        }
     }
 
     /// ACCEPTED.
-    pub fn accepted(&mut self, lease_ms: u64, now: Time) {
-        todo!()
+    pub fn accepted(&mut self, lease_ms: u64) {
+        if self.state == SenderState::Opening && self.asked.is_some() {
+            self.state = SenderState::Sending;
+            self.renewed(lease_ms);
+        }
     }
 
-    /// RENEWED.
-    pub fn renewed(&mut self, lease_ms: u64, now: Time) {
-        todo!()
+    /// RENEWED, or the lease of ACCEPTED: it counts from when it was asked for.
+    pub fn renewed(&mut self, lease_ms: u64) {
+        if let Some(asked) = self.asked.take() {
+            self.lease.renew(asked, lease_ms);
+            self.heartbeat_ms = heartbeat_ms(lease_ms);
+            self.next_heartbeat = self.next_heartbeat.min(asked.after_ms(self.heartbeat_ms));
+        }
     }
 
-    /// RESEND.
+    /// RESEND. The decode node asks at most once; a repetition changes nothing.
     pub fn resend(&mut self, slots: &[usize]) {
-        todo!()
+        if self.ended() || self.resent {
+            return;
+        }
+        if self.state != SenderState::Awaiting || slots.is_empty() || slots.iter().any(|slot| *slot >= self.slots.len())
+        {
+            self.state = SenderState::Failed(PushFailure::Protocol);
+            return;
+        }
+        self.resent = true;
+        self.state = SenderState::Sending;
+        for slot in slots {
+            self.slots[*slot] = Slot::Pending;
+        }
     }
 
     /// VERIFIED.
     pub fn verified(&mut self) {
-        todo!()
+        if !self.ended() {
+            self.state = if self.final_sent {
+                SenderState::Verified
+            } else {
+                SenderState::Failed(PushFailure::Protocol)
+            };
+        }
     }
 
     /// REJECTED.
     pub fn rejected(&mut self, reject: Reject) {
-        todo!()
+        if !self.ended() {
+            self.state = SenderState::Failed(PushFailure::Rejected(reject));
+        }
     }
 
     /// When to call [`Sender::next`] again at the latest.
     pub fn wake_at(&self) -> Time {
-        todo!()
+        match self.state {
+            SenderState::Sending | SenderState::Awaiting => self.lease.ends().min(self.next_heartbeat),
+            _ => self.lease.ends(),
+        }
     }
 
-    /// Where the push is, at `now`.
+    /// Where the push is.
     pub fn state(&self) -> SenderState {
-        todo!()
+        self.state
     }
 
     /// Blocks that have to travel.
     pub fn blocks(&self) -> usize {
-        todo!()
+        self.slots.len()
     }
 
     /// Their payload.
     pub fn bytes(&self) -> u64 {
-        todo!()
+        let valid = |slot| self.ticket.valid_tokens(slot, self.prompt_tokens);
+        (0..self.slots.len())
+            .map(|slot| self.ticket.layout.valid_bytes(valid(slot)) as u64)
+            .sum()
     }
+
+    fn ended(&self) -> bool {
+        matches!(self.state, SenderState::Verified | SenderState::Failed(_))
+    }
+}
+
+fn heartbeat_ms(lease_ms: u64) -> u64 {
+    (lease_ms / limits::HEARTBEATS_PER_LEASE).max(limits::HEARTBEAT_MS_MIN)
 }

@@ -82,8 +82,11 @@ impl FinalClaims {
         }
     }
 
-    /// From the wire.
+    /// From the wire; a log-probability is a finite number.
     pub fn from_proto(message: &pb::Final) -> Result<Self, WireError> {
+        if !message.logprob.is_finite() {
+            return Err(WireError("final.logprob"));
+        }
         let manifest = message
             .manifest
             .iter()

@@ -1,37 +1,101 @@
 //! How the node role tells a push what has been computed. Bounded by the prompt: only the latest progress is kept, and one hold per chunk.
 
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use baton_kv::{BlockId, TokenId};
+use tokio::sync::Notify;
 
 /// Keeps blocks readable until it is dropped: a guard of the worker's whose drop posts their release. The push keeps every hold until it has
 /// ended and its last read has ended, even when the push's future was dropped.
 pub type Hold = Arc<dyn Any + Send + Sync>;
 
+/// What happened since the push last looked.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// The latest: positions computed, and the table.
+    pub(super) computed: Option<(usize, Vec<BlockId>)>,
+    /// All new ones.
+    pub(super) holds: Vec<Hold>,
+    pub(super) first: Option<(TokenId, f32)>,
+    /// The feed is gone.
+    pub(super) closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    progress: Mutex<Progress>,
+    changed: Notify,
+}
+
+impl Shared {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.progress());
+        self.changed.notify_one();
+    }
+}
+
 /// The node role's end. Never blocks; may be used from the engine's thread. Dropping it before `first_token` abandons the push.
 pub struct PushFeed {
-    _private: (),
+    shared: Arc<Shared>,
 }
 
 /// The push's end, for [`crate::grpc::PushJob`].
 pub struct PushInput {
-    _private: (),
+    shared: Arc<Shared>,
 }
 
 /// A feed and its other end.
 pub fn push_feed() -> (PushFeed, PushInput) {
-    (PushFeed { _private: () }, PushInput { _private: () })
+    let shared = Arc::new(Shared::default());
+    (PushFeed { shared: shared.clone() }, PushInput { shared })
 }
 
-#[allow(unused_variables, clippy::todo)]
 impl PushFeed {
-    /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table` (the sequence's whole table). `hold` keeps them readable.
+    /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table` (the sequence's whole table, blocks that the decode node holds
+    /// included). `hold` keeps them readable. Progress that goes back (a preempted sequence) changes nothing.
     pub fn computed(&self, tokens: usize, table: &[BlockId], hold: Hold) {
-        todo!()
+        self.shared.change(|progress| {
+            progress.computed = Some((tokens, table.to_vec()));
+            progress.holds.push(hold);
+        });
     }
 
     /// The first token was drawn. The prompt must be complete.
     pub fn first_token(&self, token: TokenId, logprob: f32) {
-        todo!()
+        self.shared.change(|progress| progress.first = Some((token, logprob)));
+    }
+}
+
+impl Drop for PushFeed {
+    fn drop(&mut self) {
+        self.shared.change(|progress| progress.closed = true);
+    }
+}
+
+impl PushInput {
+    /// Waits until [`PushInput::take`] has something new. Cancel-safe.
+    pub(super) async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// Takes what is new; `closed` stays set.
+    pub(super) fn take(&self) -> Progress {
+        let mut progress = self.shared.progress();
+        let closed = progress.closed;
+        mem::replace(
+            &mut *progress,
+            Progress {
+                closed,
+                ..Progress::default()
+            },
+        )
     }
 }

@@ -1,11 +1,23 @@
 //! The prefill node's end of a push.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use baton_kv::{BlockName, Epoch, KvIdentity, KvMemory, NodeId, TokenId};
-use tonic::metadata::MetadataMap;
+use baton_kv::{BlockName, Checksum, ChecksumState, Epoch, KvIdentity, KvMemory, KvMemoryError, NodeId, Time, TokenId};
+use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
+use bytes::Bytes;
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, Streaming, metadata::MetadataMap};
 
-use crate::{PushFailure, Ticket, WireError, grpc::PushInput};
+use super::{Hold, PushInput, peers::Peers};
+use crate::{
+    BlockToSend, PushFailure, Reject, Sender, SenderAction, SenderConfig, SenderState, Ticket, WireError, layer_runs,
+    limits,
+};
 
 /// What a pusher knows of its node.
 #[derive(Clone, Debug)]
@@ -43,7 +55,7 @@ pub struct PushReport {
     pub kv_blocks: usize,
     /// From the first token to the decode node's verdict.
     pub transfer_ms: f64,
-    /// Payload over the time in which pieces were being sent.
+    /// Payload over the time in which pieces were being sent, the wait for the verdict included.
     pub bytes_per_s: f64,
 }
 
@@ -94,20 +106,317 @@ impl PushError {
 
 /// Pushes prompts' KV to decode nodes; one per process.
 pub struct Pusher {
-    _private: (),
+    config: PusherConfig,
+    memory: Arc<dyn KvMemory>,
+    peers: Peers,
 }
 
-#[allow(unused_variables, clippy::todo)]
 impl Pusher {
     /// Reads blocks from `memory`, whose layout it offers.
     pub fn new(config: PusherConfig, memory: Arc<dyn KvMemory>) -> Self {
-        todo!()
+        Self {
+            config,
+            memory,
+            peers: Peers::default(),
+        }
     }
 
-    /// Opens the stream at once and keeps the lease while the prompt waits or is computed; sends blocks as the feed reports them; ends with the decode node's verdict.
+    /// Opens the stream at once and keeps the lease while the prompt waits or is computed; sends blocks as the feed reports them; ends with the
+    /// decode node's verdict, or when lease or deadline have passed.
     ///
     /// Start it as soon as the ticket has arrived. Cancel-safe: dropping the future closes the stream, which aborts the handoff.
     pub async fn push(&self, job: PushJob) -> Result<PushReport, PushError> {
-        todo!()
+        let started = Instant::now();
+        let address = job.ticket.address.clone();
+        let config = SenderConfig {
+            node: self.config.node.clone(),
+            epoch: self.config.epoch,
+            identity: self.config.identity,
+            layout: *self.memory.layout(),
+            root: job.root,
+            prompt: &job.prompt,
+            deadline: Time(0).after_ms(job.deadline_ms),
+        };
+        let mut sender = Sender::new(job.ticket, config, Time(0))?;
+        let channel = self.peers.channel(&address).map_err(|error| PushError::Connect {
+            address: address.clone(),
+            message: error.to_string(),
+        })?;
+
+        let (frames, outgoing) = mpsc::channel(limits::FRAMES_AHEAD);
+        let mut outbox = VecDeque::new();
+        if let Some(SenderAction::Open(claims)) = sender.next(Time(0), false) {
+            outbox.push_back(frame(Frame::Open(claims.to_proto())));
+        }
+        let request = Request::from_parts(job.metadata, Default::default(), ReceiverStream::new(outgoing));
+        let mut push = Push {
+            memory: self.memory.clone(),
+            input: job.input,
+            sender,
+            started,
+            frames,
+            outbox,
+            reading: None,
+            holds: Vec::new(),
+            first_at: None,
+            busy: Busy::default(),
+        };
+        push.hand_over_open();
+        let mut client = HandoffClient::new(channel);
+        let open = client.push(request);
+        let by = Duration::from_millis(limits::OPEN_MS).min(push.until(push.sender.wake_at()));
+        let replies = match timeout(by, open).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) if status.code() == Code::Unavailable => {
+                return Err(PushError::Connect {
+                    address,
+                    message: status.message().to_owned(),
+                });
+            }
+            Ok(Err(status)) => return Err(broken(&status)),
+            Err(_) => {
+                return Err(PushError::Connect {
+                    address,
+                    message: "no answer in time".to_owned(),
+                });
+            }
+        };
+        push.run(replies).await
     }
+}
+
+/// A push under way.
+struct Push {
+    memory: Arc<dyn KvMemory>,
+    input: PushInput,
+    sender: Sender,
+    /// Zero of the sender's clock.
+    started: Instant,
+    frames: mpsc::Sender<pb::PushFrame>,
+    /// Frames that the stream has no room for yet; at most one block's pieces and a few small ones.
+    outbox: VecDeque<pb::PushFrame>,
+    reading: Option<Reading>,
+    /// Kept to the end: any block may be asked for again.
+    holds: Vec<Hold>,
+    first_at: Option<Instant>,
+    busy: Busy,
+}
+
+/// A block that was read: its bytes, `[layer][k|v][head][token < valid_tokens][dim]`, and their checksum.
+type Read = (BlockToSend, Vec<u8>, Checksum);
+
+/// What woke the push.
+enum Event {
+    Reply(Result<Option<pb::PushReply>, Status>),
+    Read(Result<Read, PushError>),
+    Other,
+}
+
+/// A block that is being read on a thread for blocking work.
+struct Reading {
+    block: BlockToSend,
+    task: JoinHandle<Result<(Vec<u8>, Checksum), KvMemoryError>>,
+}
+
+impl Push {
+    async fn run(mut self, mut replies: Streaming<pb::PushReply>) -> Result<PushReport, PushError> {
+        let open_by = self.started + Duration::from_millis(limits::OPEN_MS);
+        loop {
+            self.take_progress()?;
+            self.fill_outbox();
+            match self.sender.state() {
+                SenderState::Verified => return Ok(self.report()),
+                SenderState::Failed(failure) => return Err(failure.into()),
+                SenderState::Opening if Instant::now() >= open_by => {
+                    return Err(PushError::Stream("the decode node did not answer in time".to_owned()));
+                }
+                SenderState::Opening | SenderState::Sending | SenderState::Awaiting => {}
+            }
+            self.busy
+                .set(!self.outbox.is_empty() || self.reading.is_some() || self.sender.state() == SenderState::Awaiting);
+            let mut wake = self.started + Duration::from_micros(self.sender.wake_at().0);
+            if self.sender.state() == SenderState::Opening {
+                wake = wake.min(open_by);
+            }
+            let event = tokio::select! {
+                reply = replies.message() => Event::Reply(reply),
+                permit = self.frames.reserve(), if !self.outbox.is_empty() => {
+                    match permit {
+                        Ok(permit) => permit.send(self.outbox.pop_front().expect("checked just now")),
+                        // The call is over: its reply says why.
+                        Err(_) => self.outbox.clear(),
+                    }
+                    Event::Other
+                }
+                read = read_result(&mut self.reading), if self.reading.is_some() => Event::Read(read),
+                () = self.input.changed() => Event::Other,
+                () = sleep_until(wake) => Event::Other,
+            };
+            match event {
+                Event::Reply(Ok(Some(reply))) => self.take_reply(reply),
+                Event::Reply(Ok(None)) => return Err(PushError::Stream("the decode node closed it".to_owned())),
+                Event::Reply(Err(status)) => return Err(broken(&status)),
+                Event::Read(read) => self.take_block(read?),
+                Event::Other => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// From now until `time`.
+    fn until(&self, time: Time) -> Duration {
+        Duration::from_micros(time.0.saturating_sub(self.now().0))
+    }
+
+    /// OPEN goes into the stream before the call, which starts with it.
+    fn hand_over_open(&mut self) {
+        while let Some(open) = self.outbox.pop_front() {
+            self.frames
+                .try_send(open)
+                .expect("a new channel has room for one frame");
+        }
+    }
+
+    fn take_progress(&mut self) -> Result<(), PushError> {
+        let progress = self.input.take();
+        self.holds.extend(progress.holds);
+        if let Some((tokens, table)) = progress.computed {
+            self.sender.computed(tokens, &table);
+        }
+        if let Some((token, logprob)) = progress.first {
+            self.sender.first_token(token, logprob);
+            self.first_at = Some(Instant::now());
+        }
+        if progress.closed && self.first_at.is_none() {
+            Err(PushError::Abandoned)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Everything that the sender wants to send and there is room for.
+    fn fill_outbox(&mut self) {
+        loop {
+            let room = self.reading.is_none() && self.outbox.is_empty();
+            match self.sender.next(self.now(), room) {
+                None => return,
+                Some(SenderAction::Open(_)) => unreachable!("OPEN was sent with the call"),
+                // Not behind the pieces that wait here.
+                Some(SenderAction::Heartbeat) => self.outbox.push_front(frame(Frame::Heartbeat(pb::Heartbeat {}))),
+                Some(SenderAction::Final(claims)) => self.outbox.push_back(frame(Frame::Final(claims.to_proto()))),
+                Some(SenderAction::Block(block)) => {
+                    let (memory, holds) = (self.memory.clone(), self.holds.clone());
+                    let task = tokio::task::spawn_blocking(move || {
+                        let read = read_block(&*memory, &block);
+                        drop(holds);
+                        read
+                    });
+                    self.reading = Some(Reading { block, task });
+                }
+            }
+        }
+    }
+
+    fn take_block(&mut self, (block, data, checksum): Read) {
+        let layout = *self.memory.layout();
+        let data = Bytes::from(data);
+        let layer_bytes = data.len() / layout.layers;
+        for layers in layer_runs(&layout, block.valid_tokens) {
+            self.outbox.push_back(frame(Frame::Piece(pb::Piece {
+                slot: block.slot as u32,
+                generation: block.generation.0,
+                first_layer: layers.start as u32,
+                layers: layers.len() as u32,
+                valid_tokens: block.valid_tokens as u32,
+                data: data.slice(layers.start * layer_bytes..layers.end * layer_bytes),
+            })));
+        }
+        self.sender.sent(block.slot, checksum);
+    }
+
+    fn take_reply(&mut self, reply: pb::PushReply) {
+        match reply.reply {
+            Some(Reply::Accepted(accepted)) => self.sender.accepted(accepted.lease_ms),
+            Some(Reply::Renewed(renewed)) => self.sender.renewed(renewed.lease_ms),
+            Some(Reply::Resend(resend)) => {
+                let slots: Vec<usize> = resend.slots.iter().map(|slot| *slot as usize).collect();
+                self.sender.resend(&slots);
+            }
+            Some(Reply::Verified(_)) => self.sender.verified(),
+            Some(Reply::Rejected(rejected)) => {
+                self.sender
+                    .rejected(Reject::from_code(&rejected.code).unwrap_or(Reject::Aborted));
+            }
+            // Of a later version: the lease bounds what it may mean.
+            None => {}
+        }
+    }
+
+    fn report(mut self) -> PushReport {
+        self.busy.set(false);
+        let seconds = self.busy.total.as_secs_f64();
+        let kv_bytes = self.sender.bytes();
+        PushReport {
+            kv_bytes,
+            kv_blocks: self.sender.blocks(),
+            transfer_ms: self.first_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3),
+            bytes_per_s: if seconds > 0.0 { kv_bytes as f64 / seconds } else { 0.0 },
+        }
+    }
+}
+
+/// Time spent sending.
+#[derive(Default)]
+struct Busy {
+    since: Option<Instant>,
+    total: Duration,
+}
+
+impl Busy {
+    fn set(&mut self, busy: bool) {
+        match (self.since, busy) {
+            (None, true) => self.since = Some(Instant::now()),
+            (Some(since), false) => {
+                self.total += since.elapsed();
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The end of the read under way. Cancel-safe.
+async fn read_result(reading: &mut Option<Reading>) -> Result<Read, PushError> {
+    let read = reading.as_mut().expect("checked by the caller");
+    let result = (&mut read.task).await;
+    let block = read.block;
+    *reading = None;
+    match result {
+        Ok(Ok((data, checksum))) => Ok((block, data, checksum)),
+        Ok(Err(_)) | Err(_) => Err(PushError::Memory),
+    }
+}
+
+/// All layers of a block, `[layer][k|v][head][token < valid_tokens][dim]`, and their checksum.
+fn read_block(memory: &dyn KvMemory, block: &BlockToSend) -> Result<(Vec<u8>, Checksum), KvMemoryError> {
+    let layout = memory.layout();
+    let mut data = vec![0; layout.valid_bytes(block.valid_tokens)];
+    let layer_bytes = data.len() / layout.layers;
+    let mut sum = ChecksumState::default();
+    for (layer, piece) in data.chunks_exact_mut(layer_bytes).enumerate() {
+        memory.read(layer, block.block, block.valid_tokens, piece)?;
+        sum.update(piece);
+    }
+    Ok((data, sum.finish()))
+}
+
+fn frame(frame: Frame) -> pb::PushFrame {
+    pb::PushFrame { frame: Some(frame) }
+}
+
+fn broken(status: &Status) -> PushError {
+    PushError::Stream(format!("{:?}: {}", status.code(), status.message()))
 }

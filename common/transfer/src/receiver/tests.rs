@@ -1,0 +1,610 @@
+use baton_kv::{Attempt, Checksum, Epoch, Generation, HandoffId, KvIdentity, RequestId, TokenId, name_blocks};
+
+use super::*;
+use crate::{
+    Capability, ManifestEntry,
+    testing::{DEADLINE, DRAIN_MS, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, config, reserve},
+};
+
+const STREAM: StreamId = StreamId(1);
+/// Two full blocks and a tail of one token.
+const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+/// A receiver with its pool; bytes are left out: a sum is right when it equals the slot's index.
+struct Node {
+    receiver: Receiver,
+    pool: Pool,
+    actions: Vec<ReceiverAction>,
+    now: Time,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            receiver: Receiver::new(config()),
+            pool: Pool::new(6, LAYOUT.block_tokens),
+            actions: vec![],
+            now: Time(0),
+        }
+    }
+
+    fn reserve(&mut self, request: u128, attempt: u32) -> Result<Ticket, ReserveError> {
+        self.receiver.reserve(
+            reserve(request, attempt, &PROMPT),
+            self.now,
+            &mut self.pool,
+            &mut self.actions,
+        )
+    }
+
+    /// Reserved and opened.
+    fn filling() -> (Self, Ticket) {
+        let mut node = Self::new();
+        let ticket = node.reserve(1, 1).unwrap();
+        assert_eq!(node.receiver.opened(STREAM, &claims(&ticket), node.now), Ok(LEASE_MS));
+        (node, ticket)
+    }
+
+    fn begin(&mut self, piece: &PieceHeader) -> Result<Option<WritePermit>, Reject> {
+        self.receiver.begin_write(STREAM, piece, self.now)
+    }
+
+    fn land(&mut self, permit: WritePermit) -> Option<Verify> {
+        self.receiver
+            .landed(permit, true, self.now, &mut self.pool, &mut self.actions)
+    }
+
+    fn send(&mut self, piece: &PieceHeader) -> Option<Verify> {
+        let permit = self.begin(piece).unwrap().unwrap();
+        self.land(permit)
+    }
+
+    fn send_all(&mut self, ticket: &Ticket) {
+        for slot in 0..ticket.slots.len() {
+            assert_eq!(self.send(&piece(ticket, slot)), None);
+        }
+    }
+
+    fn sums(&mut self, verify: Verify, sums: &[u64]) -> Result<Verdict, Reject> {
+        let sums: Vec<Checksum> = sums.iter().map(|sum| Checksum(*sum)).collect();
+        self.receiver
+            .sums(verify, Some(&sums), self.now, &mut self.pool, &mut self.actions)
+    }
+
+    fn abort(&mut self, ticket: &Ticket) {
+        self.receiver.abort(
+            ticket.handoff,
+            AbortReason::Cancelled,
+            self.now,
+            &mut self.pool,
+            &mut self.actions,
+        );
+    }
+
+    fn close(&mut self) {
+        self.receiver
+            .stream_closed(STREAM, None, self.now, &mut self.pool, &mut self.actions);
+    }
+
+    fn tick(&mut self, now: Time) {
+        self.now = now;
+        self.receiver.tick(now, &mut self.pool, &mut self.actions);
+    }
+
+    fn reasons(&self) -> Vec<AbortReason> {
+        let reason = |action: &ReceiverAction| match action {
+            ReceiverAction::Aborted { reason, .. } => Some(*reason),
+            _ => None,
+        };
+        self.actions.iter().filter_map(reason).collect()
+    }
+
+    fn assert_idle(&self) {
+        let counts = self.pool.counts();
+        assert_eq!(
+            (self.receiver.handoffs(), counts.free + counts.cached),
+            (0, counts.total)
+        );
+        assert_eq!(self.receiver.next_deadline(), None);
+        self.pool.check().unwrap();
+    }
+}
+
+fn claims(ticket: &Ticket) -> Claims {
+    Claims {
+        protocol: PROTOCOL_VERSION,
+        sender_epoch: Epoch(5),
+        sender_node: baton_kv::NodeId("prefill-0".into()),
+        request: ticket.request,
+        attempt: ticket.attempt,
+        epoch: EPOCH,
+        handoff: ticket.handoff,
+        capability: ticket.capability.clone(),
+        identity: IDENTITY,
+        layout: LAYOUT,
+    }
+}
+
+/// All layers of one slot.
+fn piece(ticket: &Ticket, slot: usize) -> PieceHeader {
+    let valid_tokens = ticket.valid_tokens(slot, PROMPT.len());
+    PieceHeader {
+        slot,
+        generation: ticket.slots[slot].generation,
+        layers: 0..LAYOUT.layers,
+        valid_tokens,
+        bytes: LAYOUT.valid_bytes(valid_tokens),
+    }
+}
+
+fn last(ticket: &Ticket) -> FinalClaims {
+    let names = name_blocks(ROOT, &PROMPT, LAYOUT.block_tokens);
+    let entry = |slot| ManifestEntry {
+        name: names.get(ticket.held_blocks + slot).copied(),
+        valid_tokens: ticket.valid_tokens(slot, PROMPT.len()),
+        checksum: Checksum(slot as u64),
+    };
+    FinalClaims {
+        manifest: (0..ticket.slots.len()).map(entry).collect(),
+        first_token: 42,
+        logprob: -0.5,
+    }
+}
+
+#[test]
+fn a_push_becomes_a_sequence_and_its_prefix_is_found_next_time() {
+    let (mut node, ticket) = Node::filling();
+    assert_eq!((ticket.held_blocks, ticket.slots.len()), (0, 3));
+    node.send_all(&ticket);
+    let verify = node
+        .receiver
+        .finished(STREAM, &last(&ticket), node.now)
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        verify.slots().iter().map(|slot| slot.valid_tokens).collect::<Vec<_>>(),
+        [4, 4, 1]
+    );
+    assert_eq!(node.sums(verify, &[0, 1, 2]), Ok(Verdict::Verified));
+    let blocks: Vec<_> = ticket.slots.iter().map(|slot| slot.block).collect();
+    assert_eq!(
+        node.actions,
+        [ReceiverAction::Verified {
+            handoff: ticket.handoff,
+            request: ticket.request,
+            attempt: ticket.attempt,
+            table: blocks.clone(),
+            first_token: 42,
+            logprob: -0.5,
+            kv_bytes: LAYOUT.valid_bytes(PROMPT.len()) as u64,
+            kv_blocks: 3,
+        }]
+    );
+    assert!(node.receiver.decoding(ticket.handoff));
+    node.close();
+    assert_eq!(node.receiver.state(ticket.handoff), Some(HandoffState::Decoding));
+
+    // While it decodes, another request with the same prompt finds all blocks but the tail.
+    let second = node.reserve(2, 1).unwrap();
+    assert_eq!((second.held_blocks, second.slots.len()), (2, 1));
+    assert_eq!(
+        node.receiver.opened(StreamId(2), &claims(&second), node.now),
+        Ok(LEASE_MS)
+    );
+    let tail = piece(&second, 0);
+    assert_eq!(tail.valid_tokens, 1);
+    let permit = node
+        .receiver
+        .begin_write(StreamId(2), &tail, node.now)
+        .unwrap()
+        .unwrap();
+    assert_eq!(node.land(permit), None);
+    let verify = node
+        .receiver
+        .finished(StreamId(2), &last(&second), node.now)
+        .unwrap()
+        .unwrap();
+    assert_eq!(node.sums(verify, &[0]), Ok(Verdict::Verified));
+    let Some(ReceiverAction::Verified { table, .. }) = node.actions.last() else {
+        panic!("{:?}", node.actions)
+    };
+    assert_eq!(*table, [blocks[0], blocks[1], second.slots[0].block]);
+    let table = table.clone();
+
+    node.pool.release(&blocks);
+    node.receiver.released(ticket.handoff, &mut node.actions);
+    assert!(node.receiver.decoding(second.handoff));
+    node.pool.release(&table);
+    node.receiver.released(second.handoff, &mut node.actions);
+    node.assert_idle();
+    assert_eq!(node.pool.counts().cached, 2);
+}
+
+#[test]
+fn frames_may_come_in_any_order_and_more_than_once() {
+    let (mut node, ticket) = Node::filling();
+    let claims = last(&ticket);
+    assert_eq!(node.receiver.finished(STREAM, &claims, node.now), Ok(None));
+    assert_eq!(node.receiver.finished(STREAM, &claims, node.now), Ok(None));
+    assert_eq!(node.send(&piece(&ticket, 2)), None);
+    // In flight, then landed: the copy of it is dropped both times.
+    let first = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
+    assert_eq!(node.begin(&piece(&ticket, 0)), Ok(None));
+    assert_eq!(node.land(first), None);
+    assert_eq!(node.begin(&piece(&ticket, 0)), Ok(None));
+    // Runs of layers.
+    let layer = LAYOUT.valid_bytes(4) / LAYOUT.layers;
+    let upper = PieceHeader {
+        layers: 1..3,
+        bytes: 2 * layer,
+        ..piece(&ticket, 1)
+    };
+    assert_eq!(node.send(&upper), None);
+    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::Malformed));
+    let lower = PieceHeader {
+        layers: 0..1,
+        bytes: layer,
+        ..piece(&ticket, 1)
+    };
+    let verify = node.send(&lower).expect("that was the last");
+    assert_eq!(node.begin(&lower), Ok(None));
+    assert_eq!(node.sums(verify, &[0, 1, 2]), Ok(Verdict::Verified));
+    assert_eq!(node.begin(&lower), Err(Reject::UnknownHandoff));
+}
+
+#[test]
+fn a_corrupt_block_is_asked_for_once() {
+    fn check(second: [u64; 1], expected: Result<Verdict, Reject>) {
+        let (mut node, ticket) = Node::filling();
+        node.send_all(&ticket);
+        let verify = node
+            .receiver
+            .finished(STREAM, &last(&ticket), node.now)
+            .unwrap()
+            .unwrap();
+        assert_eq!(node.sums(verify, &[0, 9, 2]), Ok(Verdict::Resend { slots: vec![1] }));
+        assert_eq!(node.begin(&piece(&ticket, 0)), Ok(None));
+        assert_eq!(node.send(&piece(&ticket, 1)), None);
+        let verify = node
+            .receiver
+            .finished(STREAM, &last(&ticket), node.now)
+            .unwrap()
+            .unwrap();
+        assert_eq!(verify.slots().iter().map(|slot| slot.slot).collect::<Vec<_>>(), [1]);
+        assert_eq!(node.sums(verify, &second), expected);
+        if expected.is_err() {
+            assert_eq!(node.reasons(), [AbortReason::Rejected(Reject::ChecksumMismatch)]);
+            node.close();
+            node.assert_idle();
+        }
+    }
+    check([1], Ok(Verdict::Verified));
+    check([8], Err(Reject::ChecksumMismatch));
+}
+
+#[test]
+fn each_wrong_open_is_refused_with_its_code_and_changes_nothing() {
+    fn check(change: impl FnOnce(&mut Claims), expected: Reject) {
+        let mut node = Node::new();
+        let ticket = node.reserve(1, 1).unwrap();
+        let mut wrong = claims(&ticket);
+        change(&mut wrong);
+        assert_eq!(
+            node.receiver.opened(STREAM, &wrong, node.now),
+            Err(expected),
+            "{wrong:?}"
+        );
+        node.close();
+        assert_eq!(node.receiver.state(ticket.handoff), Some(HandoffState::Reserved));
+        assert_eq!(node.receiver.opened(STREAM, &claims(&ticket), node.now), Ok(LEASE_MS));
+    }
+    check(|claims| claims.protocol += 1, Reject::ProtocolMismatch);
+    check(|claims| claims.epoch = Epoch(12), Reject::StaleEpoch);
+    check(|claims| claims.handoff = HandoffId(9), Reject::UnknownHandoff);
+    check(|claims| claims.request = RequestId(9), Reject::UnknownHandoff);
+    check(|claims| claims.attempt = Attempt(9), Reject::UnknownHandoff);
+    check(
+        |claims| claims.capability = Capability::new([9; 32]),
+        Reject::BadCapability,
+    );
+    check(|claims| claims.identity = KvIdentity([9; 32]), Reject::IdentityMismatch);
+    check(|claims| claims.layout.layers += 1, Reject::LayoutMismatch);
+}
+
+#[test]
+fn only_one_stream_fills_a_handoff() {
+    let (mut node, ticket) = Node::filling();
+    let other = StreamId(2);
+    assert_eq!(
+        node.receiver.opened(other, &claims(&ticket), node.now),
+        Err(Reject::StreamActive)
+    );
+    assert_eq!(
+        node.receiver.begin_write(other, &piece(&ticket, 0), node.now),
+        Err(Reject::UnknownHandoff)
+    );
+    assert_eq!(node.receiver.heartbeat(other, node.now), Err(Reject::UnknownHandoff));
+    assert_eq!(
+        node.receiver.finished(other, &last(&ticket), node.now),
+        Err(Reject::UnknownHandoff)
+    );
+    node.receiver
+        .stream_closed(other, None, node.now, &mut node.pool, &mut node.actions);
+    assert_eq!(node.receiver.state(ticket.handoff), Some(HandoffState::Filling));
+
+    let second = node.reserve(2, 1).unwrap();
+    assert_eq!(
+        node.receiver.opened(STREAM, &claims(&second), node.now),
+        Err(Reject::Malformed)
+    );
+}
+
+#[test]
+fn each_wrong_piece_is_refused_with_its_code_and_changes_nothing() {
+    fn check(change: impl FnOnce(&mut PieceHeader), expected: Reject) {
+        let (mut node, ticket) = Node::filling();
+        let mut wrong = piece(&ticket, 2);
+        change(&mut wrong);
+        assert_eq!(node.begin(&wrong), Err(expected), "{wrong:?}");
+        assert_eq!(node.send(&piece(&ticket, 2)), None);
+    }
+    check(
+        |piece| piece.generation = Generation(piece.generation.0 + 1),
+        Reject::StaleGeneration,
+    );
+    check(
+        |piece| piece.generation = Generation(piece.generation.0 - 1),
+        Reject::StaleGeneration,
+    );
+    check(|piece| piece.slot = 3, Reject::Malformed);
+    check(|piece| piece.layers = 0..0, Reject::Malformed);
+    check(|piece| piece.layers = 0..4, Reject::Malformed);
+    check(|piece| piece.valid_tokens = 4, Reject::Malformed);
+    check(|piece| piece.valid_tokens = 0, Reject::Malformed);
+    check(|piece| piece.bytes = 0, Reject::Malformed);
+    check(|piece| piece.bytes += 1, Reject::Malformed);
+}
+
+#[test]
+fn each_wrong_manifest_is_refused_and_changes_nothing() {
+    fn check(change: impl FnOnce(&mut Vec<ManifestEntry>)) {
+        let (mut node, ticket) = Node::filling();
+        node.send_all(&ticket);
+        let mut wrong = last(&ticket);
+        change(&mut wrong.manifest);
+        assert_eq!(
+            node.receiver.finished(STREAM, &wrong, node.now),
+            Err(Reject::ManifestMismatch)
+        );
+        assert!(
+            node.receiver
+                .finished(STREAM, &last(&ticket), node.now)
+                .unwrap()
+                .is_some()
+        );
+    }
+    check(|manifest| manifest.truncate(2));
+    check(|manifest| manifest.push(manifest[2]));
+    check(|manifest| manifest[0].name = None);
+    check(|manifest| manifest[0].name = manifest[1].name);
+    check(|manifest| manifest[2].name = manifest[1].name);
+    check(|manifest| manifest[2].valid_tokens = 2);
+}
+
+#[test]
+fn a_newer_attempt_ends_the_older() {
+    let (mut node, ticket) = Node::filling();
+    assert_eq!(
+        node.reserve(1, 1),
+        Err(ReserveError::StaleAttempt { current: Attempt(1) })
+    );
+    node.close();
+    node.actions.clear();
+    let older = node.reserve(1, 2).unwrap();
+    let newer = node.reserve(1, 3).unwrap();
+    assert_ne!(older.handoff, ticket.handoff);
+    assert_eq!(node.reasons(), [AbortReason::Superseded]);
+    assert_eq!(node.receiver.state(older.handoff), None);
+    assert_eq!(
+        node.receiver.opened(STREAM, &claims(&older), node.now),
+        Err(Reject::UnknownHandoff)
+    );
+    assert_eq!(node.receiver.opened(STREAM, &claims(&newer), node.now), Ok(LEASE_MS));
+}
+
+#[test]
+fn nothing_is_reserved_that_does_not_fit() {
+    fn check(change: impl FnOnce(&mut Node, &mut Reserve), expected: ReserveError) {
+        let mut node = Node::new();
+        let mut wanted = reserve(99, 1, &PROMPT);
+        change(&mut node, &mut wanted);
+        let before = node.pool.counts();
+        let answer = node
+            .receiver
+            .reserve(wanted, node.now, &mut node.pool, &mut node.actions);
+        assert_eq!((answer, node.pool.counts()), (Err(expected), before));
+    }
+    check(|_, wanted| wanted.prompt.clear(), ReserveError::EmptyPrompt);
+    check(
+        |_, wanted| wanted.identity = KvIdentity([9; 32]),
+        ReserveError::IdentityMismatch,
+    );
+    check(|node, _| node.now = DEADLINE, ReserveError::DeadlinePassed);
+    check(
+        |_, wanted| wanted.prompt = vec![1; 29],
+        ReserveError::OutOfBlocks(baton_kv::OutOfBlocks {
+            needed: 8,
+            available: 6,
+        }),
+    );
+    check(
+        |node, wanted| {
+            for request in 1..=4 {
+                let small = reserve(request, 1, &[1]);
+                node.receiver
+                    .reserve(small, node.now, &mut node.pool, &mut node.actions)
+                    .unwrap();
+            }
+            wanted.prompt.truncate(1);
+        },
+        ReserveError::TooManyHandoffs { limit: 4 },
+    );
+}
+
+#[test]
+fn an_aborted_handoff_keeps_its_blocks_until_it_has_drained() {
+    let (mut node, ticket) = Node::filling();
+    let permit = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
+    node.abort(&ticket);
+    node.abort(&ticket);
+    assert_eq!(node.reasons(), [AbortReason::Cancelled]);
+    assert!(node.actions.contains(&ReceiverAction::Fence {
+        stream: STREAM,
+        reject: Reject::Aborted
+    }));
+    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::Aborted));
+    assert_eq!(node.receiver.heartbeat(STREAM, node.now), Err(Reject::Aborted));
+    assert_eq!(node.receiver.renew(ticket.handoff, node.now), Err(Reject::Aborted));
+    node.close();
+    assert_eq!(
+        (node.receiver.state(ticket.handoff), node.pool.counts().quarantined),
+        (Some(HandoffState::Aborting), 3)
+    );
+    assert_eq!(node.land(permit), None);
+    node.assert_idle();
+    assert_eq!(
+        node.actions.last(),
+        Some(&ReceiverAction::Released {
+            handoff: ticket.handoff
+        })
+    );
+}
+
+#[test]
+fn sums_under_way_keep_the_blocks_too() {
+    let (mut node, ticket) = Node::filling();
+    node.send_all(&ticket);
+    let verify = node
+        .receiver
+        .finished(STREAM, &last(&ticket), node.now)
+        .unwrap()
+        .unwrap();
+    node.close();
+    assert_eq!(node.reasons(), [AbortReason::StreamClosed]);
+    assert_eq!(node.pool.counts().quarantined, 3);
+    assert_eq!(node.sums(verify, &[0, 1, 2]), Err(Reject::Aborted));
+    node.assert_idle();
+}
+
+#[test]
+fn a_failed_copy_or_sum_aborts() {
+    let (mut node, ticket) = Node::filling();
+    let permit = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
+    assert_eq!(
+        node.receiver
+            .landed(permit, false, node.now, &mut node.pool, &mut node.actions),
+        None
+    );
+    node.close();
+    assert_eq!(node.reasons(), [AbortReason::Node]);
+    node.assert_idle();
+
+    let (mut node, ticket) = Node::filling();
+    node.send_all(&ticket);
+    let verify = node
+        .receiver
+        .finished(STREAM, &last(&ticket), node.now)
+        .unwrap()
+        .unwrap();
+    let verdict = node
+        .receiver
+        .sums(verify, None, node.now, &mut node.pool, &mut node.actions);
+    node.close();
+    assert_eq!(
+        (verdict, node.reasons()),
+        (Err(Reject::Aborted), vec![AbortReason::Node])
+    );
+    node.assert_idle();
+}
+
+#[test]
+fn every_state_ends_at_its_deadline() {
+    // Reserved: the lease, as long as the router renews it.
+    let mut node = Node::new();
+    let ticket = node.reserve(1, 1).unwrap();
+    node.now = Time(0).after_ms(LEASE_MS - 1);
+    assert_eq!(node.receiver.renew(ticket.handoff, node.now), Ok(LEASE_MS));
+    let ends = node.now.after_ms(LEASE_MS);
+    assert_eq!(node.receiver.next_deadline(), Some(ends));
+    assert_eq!(node.receiver.renew(ticket.handoff, ends), Err(Reject::LeaseEnded));
+    assert_eq!(
+        node.receiver.opened(STREAM, &claims(&ticket), ends),
+        Err(Reject::LeaseEnded)
+    );
+    node.tick(ends);
+    assert_eq!(node.reasons(), [AbortReason::LeaseEnded]);
+    node.assert_idle();
+
+    // Filling: the lease, then the drain deadline, which takes the stream for closed but waits for the copy under way.
+    let (mut node, ticket) = Node::filling();
+    let permit = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
+    let ends = Time(0).after_ms(LEASE_MS);
+    node.now = ends;
+    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::LeaseEnded));
+    node.tick(ends);
+    assert!(node.actions.contains(&ReceiverAction::Fence {
+        stream: STREAM,
+        reject: Reject::LeaseEnded
+    }));
+    let drained = ends.after_ms(DRAIN_MS);
+    assert_eq!(node.receiver.next_deadline(), Some(drained));
+    node.tick(drained);
+    assert_eq!(
+        node.actions.last(),
+        Some(&ReceiverAction::DrainOverdue {
+            handoff: ticket.handoff,
+            in_flight: 1
+        })
+    );
+    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::UnknownHandoff));
+    assert_eq!(node.pool.counts().quarantined, 3);
+    assert_eq!(node.land(permit), None);
+    node.assert_idle();
+
+    // Filling, heartbeats and all: the request's deadline.
+    let (mut node, _) = Node::filling();
+    while node.now < DEADLINE {
+        assert_eq!(node.receiver.heartbeat(STREAM, node.now).map(|ms| ms > 0), Ok(true));
+        node.tick(node.now.after_ms(LEASE_MS / 3).min(DEADLINE));
+    }
+    node.close();
+    assert_eq!(node.reasons(), [AbortReason::Deadline]);
+    node.assert_idle();
+
+    // Verified, and Decoding: the request's deadline.
+    for decoding in [false, true] {
+        let (mut node, ticket) = Node::filling();
+        node.send_all(&ticket);
+        let verify = node
+            .receiver
+            .finished(STREAM, &last(&ticket), node.now)
+            .unwrap()
+            .unwrap();
+        node.sums(verify, &[0, 1, 2]).unwrap();
+        assert_eq!(node.receiver.next_deadline(), Some(DEADLINE));
+        if decoding {
+            assert!(node.receiver.decoding(ticket.handoff));
+        }
+        node.tick(DEADLINE);
+        assert_eq!(node.reasons(), [AbortReason::Deadline]);
+        assert!(!node.receiver.decoding(ticket.handoff));
+        assert_eq!(node.receiver.handoffs(), 0);
+        if decoding {
+            // The sequence owns them; the driver cancels it.
+            assert_eq!(node.pool.counts().held, 3);
+            node.pool
+                .release(&ticket.slots.iter().map(|slot| slot.block).collect::<Vec<_>>());
+        }
+        node.assert_idle();
+    }
+}

@@ -1,0 +1,264 @@
+//! What goes into a receiver and what comes out.
+
+use std::ops::Range;
+
+use baton_kv::{
+    Attempt, BlockId, BlockName, Epoch, Generation, HandoffId, KvIdentity, KvLayout, NodeId, OutOfBlocks, RequestId,
+    Time, TokenId,
+};
+
+use crate::{Capability, Reject};
+
+/// One push stream on this node, drawn by the transport: unique within the process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct StreamId(pub u64);
+
+/// What a receiver knows of its node.
+#[derive(Clone, Debug)]
+pub struct ReceiverConfig {
+    /// This node's name.
+    pub node: NodeId,
+    /// host:port at which its Handoff service listens.
+    pub address: String,
+    /// This process's life.
+    pub epoch: Epoch,
+    /// What its KV means.
+    pub identity: KvIdentity,
+    /// The pool's shape.
+    pub layout: KvLayout,
+    /// See [`crate::limits::LEASE_MS`].
+    pub lease_ms: u64,
+    /// See [`crate::limits::DRAIN_MS`].
+    pub drain_ms: u64,
+    /// See [`crate::limits::MAX_HANDOFFS`].
+    pub max_handoffs: usize,
+}
+
+/// A request for blocks.
+#[derive(Clone, Debug)]
+pub struct Reserve {
+    /// Whose prompt.
+    pub request: RequestId,
+    /// Which dispatch of it.
+    pub attempt: Attempt,
+    /// The identity that the router wants.
+    pub identity: KvIdentity,
+    /// Parent of the first block's name.
+    pub root: BlockName,
+    /// The prompt (with a replay: prompt and output so far). At least one token.
+    pub prompt: Vec<TokenId>,
+    /// The request's deadline on this node's clock.
+    pub deadline: Time,
+    /// Drawn by the driver.
+    pub capability: Capability,
+}
+
+/// Why nothing was reserved. Nothing was changed, except that an older attempt of the same request may have been aborted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReserveError {
+    /// The pool is full. A retry helps.
+    #[error(transparent)]
+    OutOfBlocks(#[from] OutOfBlocks),
+    /// The table is full. A retry helps.
+    #[error("{limit} handoffs are under way already")]
+    TooManyHandoffs {
+        /// `max_handoffs`.
+        limit: usize,
+    },
+    /// This or a newer attempt of the request is here already. No retry helps.
+    #[error("attempt {} of the request is here already", current.0)]
+    StaleAttempt {
+        /// The attempt that is here.
+        current: Attempt,
+    },
+    /// The node's KV does not mean what the router wants. Another node helps.
+    #[error("this node has another KV identity")]
+    IdentityMismatch,
+    /// The prompt is empty. No retry helps.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// The deadline has passed. No retry helps.
+    #[error("the request's deadline has passed")]
+    DeadlinePassed,
+}
+
+/// Where a handoff is. `Drained` and `Released` are moments, not states: a drained handoff's blocks are free, a released one is forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum HandoffState {
+    /// Blocks are granted; no stream yet. Ends with the lease.
+    Reserved,
+    /// A stream fills them. Ends with the lease.
+    Filling,
+    /// All bytes are right; the driver is about to decode from them. Ends with the request's deadline.
+    Verified,
+    /// The blocks belong to a sequence. Ends with the request's deadline, or when the driver says so.
+    Decoding,
+    /// Aborted; a write may still land. Ends when drained, at the drain deadline unless a copy is under way right then.
+    Aborting,
+}
+
+/// Why a handoff was aborted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub enum AbortReason {
+    /// The router closed its stream, or asked for it.
+    #[error("cancelled by the router")]
+    Cancelled,
+    /// Nobody renewed the lease.
+    #[error("the lease ended")]
+    LeaseEnded,
+    /// The request's deadline passed.
+    #[error("the request's deadline passed")]
+    Deadline,
+    /// A newer attempt of the request arrived.
+    #[error("a newer attempt arrived")]
+    Superseded,
+    /// The push stream closed before the KV was verified.
+    #[error("the push stream closed early")]
+    StreamClosed,
+    /// The push was refused.
+    #[error("the push was refused: {0}")]
+    Rejected(Reject),
+    /// The node could not go on (its queue was full, it is shutting down).
+    #[error("the decode node could not go on")]
+    Node,
+}
+
+/// What a piece of KV claims about itself; its bytes stay with the transport.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PieceHeader {
+    /// Index into the ticket's slots.
+    pub slot: usize,
+    /// The slot's generation.
+    pub generation: Generation,
+    /// Which layers.
+    pub layers: Range<usize>,
+    /// Tokens of the block that travel.
+    pub valid_tokens: usize,
+    /// Bytes that came.
+    pub bytes: usize,
+}
+
+/// The right to copy one piece into a block, until it is given back to [`Receiver::landed`]. Counted: its block is not reused before.
+#[must_use = "give it back with Receiver::landed"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct WritePermit {
+    pub(super) handoff: HandoffId,
+    pub(super) slot: usize,
+    pub(super) block: BlockId,
+    pub(super) layers: Range<usize>,
+    pub(super) valid_tokens: usize,
+}
+
+impl WritePermit {
+    /// Where to.
+    pub fn block(&self) -> BlockId {
+        self.block
+    }
+
+    /// Which layers.
+    pub fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    /// Tokens of each layer's piece.
+    pub fn valid_tokens(&self) -> usize {
+        self.valid_tokens
+    }
+}
+
+/// One block to be summed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VerifySlot {
+    /// Index into the ticket's slots.
+    pub slot: usize,
+    /// Where it lies.
+    pub block: BlockId,
+    /// Over how many of its tokens.
+    pub valid_tokens: usize,
+}
+
+/// Checksums to be taken where the bytes lie now. Counted like a write until it is given back to [`Receiver::sums`].
+#[must_use = "give it back with Receiver::sums"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct Verify {
+    pub(super) handoff: HandoffId,
+    pub(super) slots: Vec<VerifySlot>,
+}
+
+impl Verify {
+    /// Whose.
+    pub fn handoff(&self) -> HandoffId {
+        self.handoff
+    }
+
+    /// The blocks, in slot order.
+    pub fn slots(&self) -> &[VerifySlot] {
+        &self.slots
+    }
+}
+
+/// What the checksums said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// All right: [`ReceiverAction::Verified`] was emitted; tell the sender.
+    Verified,
+    /// These slots are wanted once more, and FINAL after them.
+    Resend {
+        /// Indices into the ticket's slots.
+        slots: Vec<usize>,
+    },
+}
+
+/// What the driver does next.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ReceiverAction {
+    /// The prompt's KV is here. Submit the sequence and call [`Receiver::decoding`], or [`Receiver::abort`].
+    Verified {
+        /// The reservation.
+        handoff: HandoffId,
+        /// Whose.
+        request: RequestId,
+        /// Which dispatch.
+        attempt: Attempt,
+        /// Blocks of the whole prompt, held and received, in order; each is held once for the sequence to come.
+        table: Vec<BlockId>,
+        /// Output index 0.
+        first_token: TokenId,
+        /// Its log-probability.
+        logprob: f32,
+        /// Payload that was received (a block sent twice counts once).
+        kv_bytes: u64,
+        /// Blocks that were received.
+        kv_blocks: usize,
+    },
+    /// The handoff ends without (further) tokens: tell the router. If it was decoding, cancel the sequence, which owns the blocks. Emitted at most once.
+    Aborted {
+        /// The reservation.
+        handoff: HandoffId,
+        /// Whose.
+        request: RequestId,
+        /// Which dispatch.
+        attempt: Attempt,
+        /// Why.
+        reason: AbortReason,
+    },
+    /// Close this stream from this side (`grpc::Fences::fence`), telling the peer why where that still goes.
+    Fence {
+        /// The stream.
+        stream: StreamId,
+        /// What to tell the peer.
+        reject: Reject,
+    },
+    /// Forgotten; none of its blocks is granted or quarantined any more. Exactly once per reservation.
+    Released {
+        /// The reservation.
+        handoff: HandoffId,
+    },
+    /// The drain deadline has passed and a copy or a sum is still under way on this node: a fault of the driver, to be logged. The blocks stay quarantined.
+    DrainOverdue {
+        /// The reservation.
+        handoff: HandoffId,
+        /// Permits not given back.
+        in_flight: usize,
+    },
+}

@@ -1,0 +1,202 @@
+use baton_kv::{Attempt, GrantedSlot, HandoffId, KvDtype, RequestId};
+
+use super::*;
+use crate::{
+    Capability,
+    testing::{EPOCH, IDENTITY, LAYOUT, ROOT},
+};
+
+const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+const TABLE: [BlockId; 3] = [BlockId(10), BlockId(11), BlockId(12)];
+
+fn ticket(held_blocks: usize, slots: usize) -> Ticket {
+    Ticket {
+        request: RequestId(1),
+        attempt: Attempt(1),
+        decode_node: NodeId("decode-0".into()),
+        address: "127.0.0.1:1".into(),
+        epoch: EPOCH,
+        handoff: HandoffId(1),
+        held_blocks,
+        slots: (0..slots as u32)
+            .map(|at| GrantedSlot {
+                block: BlockId(at),
+                generation: Generation(4),
+            })
+            .collect(),
+        lease_ms: 900,
+        identity: IDENTITY,
+        layout: LAYOUT,
+        capability: Capability::new([1; 32]),
+        protocol: PROTOCOL_VERSION,
+    }
+}
+
+fn new(ticket: Ticket) -> Result<Sender, WireError> {
+    let config = SenderConfig {
+        node: NodeId("prefill-0".into()),
+        epoch: Epoch(5),
+        identity: IDENTITY,
+        layout: LAYOUT,
+        root: ROOT,
+        prompt: &PROMPT,
+        deadline: Time(0).after_ms(10_000),
+    };
+    Sender::new(ticket, config, Time(0))
+}
+
+fn opened(ticket: Ticket) -> Sender {
+    let mut sender = new(ticket).unwrap();
+    assert!(matches!(sender.next(Time(0), true), Some(SenderAction::Open(_))));
+    assert_eq!(sender.next(Time(0), true), None);
+    sender.accepted(900);
+    sender
+}
+
+/// The block to send next, which is sent.
+fn block(sender: &mut Sender) -> Option<(usize, BlockId, usize)> {
+    match sender.next(Time(1), true) {
+        Some(SenderAction::Block(block)) => {
+            sender.sent(block.slot, Checksum(block.slot as u64));
+            Some((block.slot, block.block, block.valid_tokens))
+        }
+        None => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn blocks_go_as_they_are_computed_and_the_tail_at_the_end() {
+    let mut sender = opened(ticket(1, 2));
+    assert_eq!(block(&mut sender), None);
+    sender.computed(7, &TABLE[..2]);
+    assert_eq!(block(&mut sender), None);
+    sender.computed(8, &TABLE[..2]);
+    assert_eq!(sender.next(Time(1), false), None);
+    assert_eq!(block(&mut sender), Some((0, TABLE[1], 4)));
+    sender.computed(4, &TABLE[..1]);
+    assert_eq!(block(&mut sender), None);
+    sender.computed(9, &TABLE);
+    assert_eq!(block(&mut sender), Some((1, TABLE[2], 1)));
+    assert_eq!(sender.next(Time(1), true), None);
+    sender.first_token(42, -1.0);
+    let Some(SenderAction::Final(claims)) = sender.next(Time(1), true) else {
+        panic!()
+    };
+    let names = name_blocks(ROOT, &PROMPT, 4);
+    assert_eq!(
+        claims.manifest,
+        [
+            ManifestEntry {
+                name: Some(names[1]),
+                valid_tokens: 4,
+                checksum: Checksum(0)
+            },
+            ManifestEntry {
+                name: None,
+                valid_tokens: 1,
+                checksum: Checksum(1)
+            },
+        ]
+    );
+    assert_eq!((claims.first_token, sender.bytes()), (42, LAYOUT.valid_bytes(5) as u64));
+
+    sender.resend(&[1]);
+    assert_eq!(block(&mut sender), Some((1, TABLE[2], 1)));
+    assert!(matches!(sender.next(Time(1), true), Some(SenderAction::Final(_))));
+    sender.resend(&[0]);
+    assert_eq!(sender.state(), SenderState::Awaiting);
+    sender.verified();
+    assert_eq!(sender.state(), SenderState::Verified);
+    sender.rejected(Reject::Aborted);
+    assert_eq!(
+        (sender.state(), sender.next(Time(2), true)),
+        (SenderState::Verified, None)
+    );
+}
+
+#[test]
+fn the_lease_counts_from_when_it_was_asked_for() {
+    let ms = |ms| Time(0).after_ms(ms);
+    let mut sender = opened(ticket(0, 3));
+    assert_eq!(sender.wake_at(), ms(300));
+    assert_eq!(sender.next(ms(299), true), None);
+    assert_eq!(sender.next(ms(300), true), Some(SenderAction::Heartbeat));
+    assert_eq!(sender.next(ms(600), true), Some(SenderAction::Heartbeat));
+    // The answer to either extends from the first.
+    sender.renewed(900);
+    assert_eq!(sender.next(ms(900), true), Some(SenderAction::Heartbeat));
+    assert_eq!(sender.next(ms(1_199), true), None);
+    assert_eq!(sender.wake_at(), ms(1_200));
+    assert_eq!(sender.next(ms(1_200), true), None);
+    assert_eq!(sender.state(), SenderState::Failed(PushFailure::LeaseEnded));
+}
+
+#[test]
+fn it_ends_with_the_deadline_however_often_renewed() {
+    let mut sender = opened(ticket(0, 3));
+    let mut now = Time(0);
+    while sender.state() == SenderState::Sending {
+        now = sender.wake_at();
+        if sender.next(now, true) == Some(SenderAction::Heartbeat) {
+            sender.renewed(900);
+        }
+    }
+    assert_eq!(
+        (sender.state(), now),
+        (SenderState::Failed(PushFailure::Deadline), Time(0).after_ms(10_000))
+    );
+}
+
+#[test]
+fn a_ticket_that_does_not_fit_is_refused() {
+    fn check(change: impl FnOnce(&mut Ticket), field: &'static str) {
+        let mut wrong = ticket(1, 2);
+        change(&mut wrong);
+        assert_eq!(new(wrong).err(), Some(WireError(field)));
+    }
+    check(|ticket| ticket.held_blocks = 2, "ticket.slots");
+    check(|ticket| ticket.held_blocks = usize::MAX, "ticket.slots");
+    check(|ticket| ticket.slots.clear(), "ticket.slots");
+    check(|ticket| ticket.identity = KvIdentity([1; 32]), "ticket.kv_identity");
+    check(|ticket| ticket.layout.heads = 3, "ticket.layout");
+    check(|ticket| ticket.protocol = 9, "ticket.protocol");
+}
+
+#[test]
+fn nonsense_from_the_decode_node_ends_the_push() {
+    for nonsense in [
+        |sender: &mut Sender| sender.resend(&[0]),
+        |sender: &mut Sender| sender.verified(),
+    ] {
+        let mut sender = opened(ticket(0, 3));
+        nonsense(&mut sender);
+        assert_eq!(sender.state(), SenderState::Failed(PushFailure::Protocol));
+    }
+}
+
+#[test]
+fn large_blocks_are_cut_into_even_runs_of_layers() {
+    fn check(layers: usize, head_dim: usize, expected: &[usize]) {
+        let layout = KvLayout {
+            layers,
+            heads: 4,
+            head_dim,
+            block_tokens: 32,
+            dtype: KvDtype::Bf16,
+        };
+        let runs: Vec<_> = layer_runs(&layout, 32).collect();
+        assert_eq!(runs.iter().map(Range::len).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            runs.iter().cloned().flatten().collect::<Vec<_>>(),
+            (0..layers).collect::<Vec<_>>()
+        );
+        for run in runs {
+            assert!(run.len() == 1 || run.len() * layout.layer_block_bytes() <= limits::PIECE_BYTES);
+        }
+    }
+    // 480 KiB in all; 16 KiB, 2 MiB and 8 MiB per layer.
+    check(30, 32, &[30]);
+    check(5, 4_096, &[2, 2, 1]);
+    check(2, 16_384, &[1, 1]);
+}
