@@ -24,7 +24,7 @@ pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// 1.5 × 2^23: adding it rounds to an integer, which then lies in the low bits.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has few bits, so that its multiples are exact.
-pub(crate) const LN2_HIGH: f32 = 0.693_359_375;
+pub(crate) const LN2_HIGH: f32 = 0.693_359_4;
 pub(crate) const LN2_LOW: f32 = -2.121_944_4e-4;
 /// (e^r − 1 − r) / r² for |r| ≤ ln 2 / 2, highest power first (Cephes, `expf`).
 pub(crate) const EXP_POLYNOMIAL: [f32; 6] = [
@@ -33,7 +33,7 @@ pub(crate) const EXP_POLYNOMIAL: [f32; 6] = [
     8.333_452e-3,
     4.166_579_6e-2,
     1.666_666_5e-1,
-    5.000_000_1e-1,
+    0.5,
 ];
 
 /// e^x within 2 units in the last place; 0 below [`EXP_LOW`], infinite above [`EXP_HIGH`]. Never subnormal.
@@ -55,6 +55,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// (sine, cosine) of an angle in radians, 0 ≤ x < 2^30, within 2^-50 absolute.
+#[inline(always)]
 pub(crate) fn sin_cos(x: f64) -> (f64, f64) {
     // π/2 in three parts of 33 bits (fdlibm), so that n × part is exact for n < 2^20.
     const PART_1: f64 = 1.570_796_326_734_125_6;
@@ -132,11 +133,13 @@ fn ln_f64(x: f64) -> f64 {
 }
 
 /// To the nearest integer, |x| < 2^51.
+#[inline(always)]
 fn round(x: f64) -> f64 {
     const ROUND: f64 = 6_755_399_441_055_744.0;
     (x + ROUND) - ROUND
 }
 
+#[inline(always)]
 fn polynomial(z: f64, coefficients: &[f64]) -> f64 {
     coefficients.iter().fold(0.0, |sum, &c| sum.mul_add(z, c))
 }

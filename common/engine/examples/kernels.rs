@@ -1,0 +1,195 @@
+//! Speed of the CPU backend's operations on SmolLM2-135M's shapes, or of a whole model where its file is given.
+//!
+//! `cargo run --release -p baton-engine --example kernels -- [THREADS] [ISA] [MODEL.gguf]`
+
+use std::{hint::black_box, path::Path, time::Instant};
+
+use baton_engine::{
+    Engine, EngineOptions, Source,
+    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa},
+    ops::{AttentionShape, Ops},
+};
+use baton_gguf::{Tensor, TensorType};
+use baton_kv::{BlockId, KvDtype, KvLayout};
+use baton_scheduler::{Sample, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
+
+const HEADS: usize = 9;
+const KV_HEADS: usize = 3;
+const HEAD_DIM: usize = 64;
+const CONTEXT: usize = 2048;
+const ROWS: usize = 512;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let threads = arguments.next().map_or(2, |threads| threads.parse().expect("THREADS"));
+    let isa = arguments.next().map(|isa| isa.parse::<Isa>().expect("ISA"));
+    println!("{threads} threads, {}", isa.unwrap_or_else(Isa::detect));
+    if let Some(path) = arguments.next() {
+        return model(path.as_ref(), threads, isa);
+    }
+    let config = CpuConfig {
+        threads,
+        isa,
+        layout: KvLayout { layers: 1, heads: KV_HEADS, head_dim: HEAD_DIM, block_tokens: 32, dtype: KvDtype::Bf16 },
+        blocks: CONTEXT / 32,
+        shape: AttentionShape {
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            rope_dim: HEAD_DIM,
+            rope_base: 10_000.0,
+            rope_interleaved: true,
+        },
+        max_rows: ROWS,
+        max_sampling_rows: 8,
+        max_context: CONTEXT,
+    };
+    for dtype in [TensorType::Q4_1, TensorType::Q4_0, TensorType::Q8_0, TensorType::F32] {
+        for (n, k) in [(960, 576), (576, 576), (3072, 576), (576, 1536)] {
+            linear(config, dtype, n, k);
+        }
+    }
+    linear(config, TensorType::Q8_0, 49152, 576);
+    small_operations(config);
+    attention(config);
+}
+
+/// Best of several runs of `program`, which repeats its operation `times`; seconds of one.
+fn seconds(backend: &mut CpuBackend, plan: &StepPlan, times: usize, program: &(dyn Fn(&mut CpuOps<'_>) + Sync)) -> f64 {
+    (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            backend.run(plan, &|ops| (0..times).for_each(|_| program(ops))).expect("the step");
+            start.elapsed().as_secs_f64() / times as f64
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+/// One span of `rows` rows at `context`.
+fn plan(rows: usize, context: usize) -> StepPlan {
+    let mut plan = StepPlan::default();
+    plan.tokens.resize(rows, 0);
+    plan.tables.extend((0..CONTEXT as u32 / 32).map(BlockId));
+    plan.spans.push(Span { sequence: SequenceId(1), rows: 0..rows, context, table: 0..CONTEXT / 32, sample: None });
+    plan
+}
+
+/// Bytes of a matrix of small numbers.
+fn random(dtype: TensorType, rows: usize, columns: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut bytes = vec![0; dtype.row_bytes(columns).expect("whole blocks") * rows];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Floats and scales: exponents below 1.
+        *byte = if dtype == TensorType::F32 && i % 4 == 3 { 0x3c } else { (state >> 24) as u8 & 0x3f };
+    }
+    bytes
+}
+
+fn linear(config: CpuConfig, dtype: TensorType, n: usize, k: usize) {
+    let mut builder = CpuBackendBuilder::new(config).expect("the configuration");
+    let bytes = random(dtype, n, k);
+    let copies = if n > 10_000 { 1 } else { 16 };
+    let weights: Vec<_> = (0..copies)
+        .map(|_| builder.matrix(&[Tensor { name: "weight", rows: n, columns: k, dtype, bytes: &bytes }]).expect("weight"))
+        .collect();
+    let weight_bytes = builder.weight_bytes() as f64 / copies as f64;
+    let rows = if n > 10_000 { 8 } else { ROWS };
+    let (x, out) = (builder.buffer(k, rows), builder.buffer(n, rows));
+    let mut backend = builder.build().expect("the backend");
+    print!("{dtype:>5} {n:>6} x {k:<5}");
+    for rows in [1, 8, ROWS].into_iter().filter(|&r| r <= rows) {
+        let times = (20_000_000 / (n * k * rows)).clamp(1, 40);
+        let seconds = seconds(&mut backend, &plan(rows, 0), times, &|ops| {
+            for &weight in &weights {
+                ops.linear(weight, x, out);
+            }
+        }) / copies as f64;
+        let gops = 2.0 * (n * k * rows) as f64 / seconds / 1e9;
+        print!("  {rows:>3} rows {:>8.1} us {gops:>7.1} GOP/s {:>6.1} GB/s", seconds * 1e6, weight_bytes / seconds / 1e9);
+    }
+    black_box(backend.row(out, 0));
+    println!();
+}
+
+fn small_operations(config: CpuConfig) {
+    let mut builder = CpuBackendBuilder::new(config).expect("the configuration");
+    let norm: Vec<u8> = (0..576).flat_map(|_| 1f32.to_le_bytes()).collect();
+    let norm = builder
+        .vector(Tensor { name: "norm", rows: 1, columns: 576, dtype: TensorType::F32, bytes: &norm })
+        .expect("the norm");
+    let [x, delta, normed] = [(); 3].map(|()| builder.buffer(576, ROWS));
+    let (gate_up, product) = (builder.buffer(3072, ROWS), builder.buffer(1536, ROWS));
+    let qkv = builder.buffer((HEADS + 2 * KV_HEADS) * HEAD_DIM, ROWS);
+    let mut backend = builder.build().expect("the backend");
+    for rows in [1, 8, ROWS] {
+        let times = 2000 / rows + 10;
+        let plan = plan(rows, 0);
+        let norm = seconds(&mut backend, &plan, times, &|ops| ops.add_rms_norm(x, delta, norm, 1e-5, normed));
+        let silu = seconds(&mut backend, &plan, times, &|ops| ops.silu_mul(gate_up, product));
+        let qkv_post = seconds(&mut backend, &plan, times, &|ops| ops.qkv_post(0, qkv));
+        let step = seconds(&mut backend, &plan, 1, &|_| ());
+        println!(
+            "{rows:>3} rows: add_rms_norm {:.1} us, silu_mul {:.1} us, qkv_post {:.1} us, empty step {:.1} us",
+            norm * 1e6,
+            silu * 1e6,
+            qkv_post * 1e6,
+            step * 1e6
+        );
+    }
+}
+
+fn attention(config: CpuConfig) {
+    let mut builder = CpuBackendBuilder::new(config).expect("the configuration");
+    let qkv = builder.buffer((HEADS + 2 * KV_HEADS) * HEAD_DIM, ROWS);
+    let out = builder.buffer(HEADS * HEAD_DIM, ROWS);
+    let mut backend = builder.build().expect("the backend");
+    for (rows, context) in [(1, 0), (1, 512), (1, 2047), (ROWS, 0), (ROWS, 1536)] {
+        let times = (4000 / (rows * 2)).max(2);
+        let seconds = seconds(&mut backend, &plan(rows, context), times, &|ops| ops.attention(0, qkv, out));
+        let pairs: usize = (0..rows).map(|row| context + row + 1).sum();
+        let flops = 4.0 * (pairs * HEADS * HEAD_DIM) as f64;
+        println!("attention, {rows:>3} rows at {context:>4}: {:>8.1} us {:>6.1} GFLOP/s", seconds * 1e6, flops / seconds / 1e9);
+    }
+}
+
+/// Tokens per second of a prompt of 512, and of decoding after it.
+fn model(path: &Path, threads: usize, isa: Option<Isa>) {
+    let source = Source::File(path.into());
+    let options = EngineOptions { source, threads, isa, kv_bytes: 256 << 20, max_rows: ROWS, max_sequences: 8 };
+    let start = Instant::now();
+    let mut engine = baton_engine::open_file(path, &options, &|_| ()).expect("the model");
+    println!("model opened in {:.2} s", start.elapsed().as_secs_f64());
+    let mut output = StepOutput::default();
+    let sample = Some(Sample { params: SamplingParams::greedy(), index: 0 });
+    let mut timed = |sequences: usize, rows: usize, context: usize| {
+        let mut plan = StepPlan::default();
+        for sequence in 0..sequences {
+            let first = plan.tokens.len();
+            plan.tokens.extend((0..rows as u32).map(|i| 100 + i * 7 % 1000));
+            let table = plan.tables.len();
+            plan.tables.extend((0..24).map(|i| BlockId(sequence as u32 * 24 + i)));
+            plan.spans.push(Span {
+                sequence: SequenceId(sequence as u64),
+                rows: first..plan.tokens.len(),
+                context,
+                table: table..plan.tables.len(),
+                sample,
+            });
+        }
+        let times = if rows > 1 { 5 } else { 60 };
+        (0..times)
+            .map(|_| {
+                let start = Instant::now();
+                engine.step(&plan, &mut output).expect("the step");
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min)
+    };
+    let prefill = timed(1, ROWS, 0);
+    println!("prefill of {ROWS}: {:.1} ms, {:.0} tok/s", prefill * 1e3, ROWS as f64 / prefill);
+    for (sequences, context) in [(1, 0), (1, 512), (8, 512)] {
+        let step = timed(sequences, 1, context);
+        println!("decode, {sequences} at {context}: {:.2} ms, {:.0} tok/s", step * 1e3, sequences as f64 / step);
+    }
+}

@@ -1,0 +1,226 @@
+//! The engine of a Llama model file on the CPU: loads the decoder's weights, and runs it.
+
+use std::sync::Arc;
+
+use baton_gguf::{Gguf, Tensor};
+use baton_kv::{KvDtype, KvIdentity, KvLayout, KvMemory};
+use baton_scheduler::{StepOutput, StepPlan};
+
+use crate::{
+    Engine, ModelConfig, ModelSpec, StepError,
+    config::tensor,
+    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, Isa, LoadError},
+    decoder::{Arena, Decoder, Layer},
+    open::OpenError,
+    ops::{Vector, Weight},
+};
+
+/// A loaded model with its pool and its threads.
+pub struct LlamaEngine {
+    backend: CpuBackend,
+    decoder: Decoder,
+    model: ModelSpec,
+    identity: KvIdentity,
+}
+
+/// Bounds of the engine to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LlamaLimits {
+    pub(crate) threads: usize,
+    pub(crate) isa: Option<Isa>,
+    pub(crate) layout: KvLayout,
+    pub(crate) blocks: usize,
+    pub(crate) max_rows: usize,
+    pub(crate) max_sequences: usize,
+}
+
+impl ModelConfig {
+    /// The layout of its KV.
+    pub fn layout(&self, block_tokens: usize) -> KvLayout {
+        KvLayout {
+            layers: self.layers,
+            heads: self.attention.kv_heads,
+            head_dim: self.attention.head_dim,
+            block_tokens,
+            dtype: KvDtype::Bf16,
+        }
+    }
+
+    /// Bytes of a step's buffers.
+    pub(crate) fn arena_bytes(&self, max_rows: usize, max_sequences: usize) -> u64 {
+        let row: usize = self.row_widths().iter().sum();
+        let bytes = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64 * size_of::<f32>() as u64);
+        bytes(max_rows, row).saturating_add(bytes(max_sequences, self.embedding + self.vocabulary))
+    }
+
+    /// Widths of the buffers of `max_rows` rows, in [`Arena`]'s order.
+    fn row_widths(&self) -> [usize; 7] {
+        let shape = &self.attention;
+        let qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+        let attended = shape.heads * shape.head_dim;
+        [
+            self.embedding,
+            self.embedding,
+            qkv,
+            attended,
+            self.embedding,
+            2 * self.feed_forward,
+            self.feed_forward,
+        ]
+    }
+}
+
+impl LlamaEngine {
+    /// Repacks the weights and starts the threads. `packed` is told the file's bytes that are done.
+    pub(crate) fn load(
+        gguf: &Gguf,
+        config: &ModelConfig,
+        limits: LlamaLimits,
+        model: ModelSpec,
+        identity: KvIdentity,
+        packed: &dyn Fn(u64),
+    ) -> Result<Self, OpenError> {
+        let builder = CpuBackendBuilder::new(CpuConfig {
+            threads: limits.threads,
+            isa: limits.isa,
+            layout: limits.layout,
+            blocks: limits.blocks,
+            shape: config.attention,
+            max_rows: limits.max_rows,
+            max_sampling_rows: limits.max_sequences,
+            max_context: config.context_length,
+        })?;
+        let mut loader = Loader {
+            gguf,
+            builder,
+            done: 0,
+            packed,
+        };
+        let decoder = loader.decoder(config, limits.max_rows, limits.max_sequences)?;
+        let backend = loader.builder.build()?;
+        let model = ModelSpec {
+            weight_bytes: backend.weight_bytes(),
+            ..model
+        };
+        Ok(Self {
+            backend,
+            decoder,
+            model,
+            identity,
+        })
+    }
+
+    /// The logits of the last step's `index`-th sampling span, one per token of the vocabulary.
+    pub fn logits(&self, index: usize) -> &[f32] {
+        self.backend.row(self.decoder.arena.logits, index)
+    }
+
+    /// The instruction set that it computes with.
+    pub fn isa(&self) -> Isa {
+        self.backend.isa()
+    }
+}
+
+impl Engine for LlamaEngine {
+    fn model(&self) -> &ModelSpec {
+        &self.model
+    }
+
+    fn identity(&self) -> KvIdentity {
+        self.identity
+    }
+
+    fn memory(&self) -> Arc<dyn KvMemory> {
+        self.backend.memory()
+    }
+
+    fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
+        output.sampled.clear();
+        let decoder = &self.decoder;
+        self.backend.run(plan, &|ops| decoder.run(ops, &mut Vec::new()))?;
+        output.sampled.extend_from_slice(self.backend.sampled());
+        Ok(())
+    }
+}
+
+/// Takes the decoder's weights out of the file, in the order in which a step reads them.
+struct Loader<'a> {
+    gguf: &'a Gguf,
+    builder: CpuBackendBuilder,
+    done: u64,
+    packed: &'a dyn Fn(u64),
+}
+
+impl Loader<'_> {
+    fn decoder(&mut self, config: &ModelConfig, max_rows: usize, max_sequences: usize) -> Result<Decoder, OpenError> {
+        let embedding = self.load(&["token_embd.weight"], |builder, parts| builder.embedding(parts[0]))?;
+        let layers = (0..config.layers)
+            .map(|layer| self.layer(layer))
+            .collect::<Result<_, _>>()?;
+        let norm = self.vector("output_norm.weight")?;
+        let output = if config.tied_embedding {
+            embedding
+        } else {
+            self.matrix(&["output.weight"])?
+        };
+        let widths = config.row_widths();
+        let [residual, normed, qkv, attended, delta, gate_up, activated] =
+            widths.map(|width| self.builder.buffer(width, max_rows));
+        let [last, logits] =
+            [config.embedding, config.vocabulary].map(|width| self.builder.buffer(width, max_sequences));
+        let arena = Arena {
+            residual,
+            normed,
+            qkv,
+            attended,
+            delta,
+            gate_up,
+            activated,
+            last,
+            logits,
+        };
+        Ok(Decoder {
+            embedding,
+            layers,
+            norm,
+            output,
+            epsilon: config.epsilon,
+            arena,
+        })
+    }
+
+    fn layer(&mut self, layer: usize) -> Result<Layer, OpenError> {
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        Ok(Layer {
+            attention_norm: self.vector(&name("attn_norm"))?,
+            qkv: self.matrix(&[&name("attn_q"), &name("attn_k"), &name("attn_v")])?,
+            attention_output: self.matrix(&[&name("attn_output")])?,
+            feed_forward_norm: self.vector(&name("ffn_norm"))?,
+            gate_up: self.matrix(&[&name("ffn_gate"), &name("ffn_up")])?,
+            down: self.matrix(&[&name("ffn_down")])?,
+        })
+    }
+
+    fn matrix(&mut self, names: &[&str]) -> Result<Weight, OpenError> {
+        self.load(names, |builder, parts| builder.matrix(parts))
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Vector, OpenError> {
+        self.load(&[name], |builder, parts| builder.vector(parts[0]))
+    }
+
+    fn load<T>(
+        &mut self,
+        names: &[&str],
+        add: impl FnOnce(&mut CpuBackendBuilder, &[Tensor<'_>]) -> Result<T, LoadError>,
+    ) -> Result<T, OpenError> {
+        let parts = names
+            .iter()
+            .map(|name| tensor(self.gguf, name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let loaded = add(&mut self.builder, &parts)?;
+        self.done += parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
+        (self.packed)(self.done);
+        Ok(loaded)
+    }
+}

@@ -1,0 +1,235 @@
+//! The oracle of the whole: keeps no KV, and recomputes everything over all tokens at every step, in plain scalar loops over its own copy of the weights.
+//!
+//! It follows the CPU backend's numerics contract and none of its layout: no panels, no tiles of rows, no pool, no threads. Its tokens and
+//! log-probabilities are bit-equal to the engine's, and the time that it takes is what the KV saves.
+
+mod matrix;
+
+use std::path::Path;
+
+use baton_gguf::{Gguf, dequantize};
+use baton_kv::TokenId;
+use baton_scheduler::Sample;
+
+use crate::{
+    ConfigError, ModelConfig,
+    config::tensor,
+    cpu::math::{LANES, exp, from_bf16, power, sin_cos, to_bf16, tree_sum},
+    open::{OpenError, read},
+    sampler::{SampleError, SamplerScratch, draw},
+};
+
+use matrix::Matrix;
+
+/// Tokens of a KV tile: the softmax is corrected after each.
+const TILE: usize = 32;
+
+/// A model in plain arrays.
+pub struct NaiveModel {
+    config: ModelConfig,
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    output: Option<Matrix>,
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    attention_output: Matrix,
+    feed_forward_norm: Vec<f32>,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+}
+
+impl NaiveModel {
+    /// Reads a model file.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let gguf = read(path)?;
+        let config = ModelConfig::from_gguf(&gguf)?;
+        Ok(Self {
+            embedding: matrix(&gguf, "token_embd.weight")?,
+            layers: (0..config.layers)
+                .map(|layer| Layer::read(&gguf, layer))
+                .collect::<Result<_, _>>()?,
+            norm: vector(&gguf, "output_norm.weight")?,
+            output: (!config.tied_embedding)
+                .then(|| matrix(&gguf, "output.weight"))
+                .transpose()?,
+            config,
+        })
+    }
+
+    /// The token that follows `tokens` (at least one), and its log-probability.
+    pub fn next(
+        &self,
+        tokens: &[TokenId],
+        sample: &Sample,
+        scratch: &mut SamplerScratch,
+    ) -> Result<(TokenId, f32), SampleError> {
+        draw(&self.logits(tokens), sample, scratch)
+    }
+
+    /// The logits after `tokens`, one per token of the vocabulary.
+    pub fn logits(&self, tokens: &[TokenId]) -> Vec<f32> {
+        let mut rows: Vec<Vec<f32>> = tokens.iter().map(|&token| self.embedding.row(token as usize)).collect();
+        for layer in &self.layers {
+            self.attend(layer, &mut rows);
+            self.feed_forward(layer, &mut rows);
+        }
+        let last = self.rms_norm(rows.last().expect("at least one token"), &self.norm);
+        self.output.as_ref().unwrap_or(&self.embedding).times(&last)
+    }
+
+    fn attend(&self, layer: &Layer, rows: &mut [Vec<f32>]) {
+        let shape = &self.config.attention;
+        let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for (position, row) in rows.iter().enumerate() {
+            let normed = self.rms_norm(row, &layer.attention_norm);
+            let (mut q, mut k) = (layer.q.times(&normed), layer.k.times(&normed));
+            q.chunks_exact_mut(shape.head_dim)
+                .for_each(|head| self.rotate(head, position));
+            k.chunks_exact_mut(shape.head_dim)
+                .for_each(|head| self.rotate(head, position));
+            queries.push(q);
+            keys.push(rounded(k));
+            values.push(rounded(layer.v.times(&normed)));
+        }
+        for (position, row) in rows.iter_mut().enumerate() {
+            let mut attended = Vec::new();
+            for head in 0..shape.heads {
+                let query = part(&queries[position], head, shape.head_dim);
+                let kv_head = head / (shape.heads / shape.kv_heads);
+                let past = |all: &[Vec<f32>]| -> Vec<Vec<f32>> {
+                    all[..=position]
+                        .iter()
+                        .map(|row| part(row, kv_head, shape.head_dim).to_vec())
+                        .collect()
+                };
+                attended.extend(attention(query, &past(&keys), &past(&values)));
+            }
+            add(row, &layer.attention_output.times(&attended));
+        }
+    }
+
+    fn feed_forward(&self, layer: &Layer, rows: &mut [Vec<f32>]) {
+        for row in rows {
+            let normed = self.rms_norm(row, &layer.feed_forward_norm);
+            let (gate, up) = (layer.gate.times(&normed), layer.up.times(&normed));
+            let activated: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| g / (1.0 + exp(-g)) * u).collect();
+            add(row, &layer.down.times(&activated));
+        }
+    }
+
+    fn rms_norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut squares = [0.0f32; LANES];
+        for (i, &x) in x.iter().enumerate() {
+            squares[i % LANES] = x.mul_add(x, squares[i % LANES]);
+        }
+        let mean = tree_sum(squares) / x.len() as f32;
+        let inverse = 1.0 / (mean + self.config.epsilon).sqrt();
+        x.iter().zip(weight).map(|(&x, &weight)| x * inverse * weight).collect()
+    }
+
+    fn rotate(&self, head: &mut [f32], position: usize) {
+        let shape = &self.config.attention;
+        let pairs = shape.rope_dim / 2;
+        for pair in 0..pairs {
+            let frequency = power(shape.rope_base, -2.0 * pair as f64 / shape.rope_dim as f64);
+            let (sine, cosine) = sin_cos(position as f64 * frequency);
+            let (sine, cosine) = (sine as f32, cosine as f32);
+            let (i, j) = if shape.rope_interleaved {
+                (2 * pair, 2 * pair + 1)
+            } else {
+                (pair, pair + pairs)
+            };
+            let (a, b) = (head[i], head[j]);
+            head[i] = a * cosine - b * sine;
+            head[j] = a * sine + b * cosine;
+        }
+    }
+}
+
+impl Layer {
+    fn read(gguf: &Gguf, layer: usize) -> Result<Self, ConfigError> {
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        Ok(Self {
+            attention_norm: vector(gguf, &name("attn_norm"))?,
+            q: matrix(gguf, &name("attn_q"))?,
+            k: matrix(gguf, &name("attn_k"))?,
+            v: matrix(gguf, &name("attn_v"))?,
+            attention_output: matrix(gguf, &name("attn_output"))?,
+            feed_forward_norm: vector(gguf, &name("ffn_norm"))?,
+            gate: matrix(gguf, &name("ffn_gate"))?,
+            up: matrix(gguf, &name("ffn_up"))?,
+            down: matrix(gguf, &name("ffn_down"))?,
+        })
+    }
+}
+
+fn matrix(gguf: &Gguf, name: &str) -> Result<Matrix, ConfigError> {
+    Matrix::read(&tensor(gguf, name)?)
+}
+
+fn vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, ConfigError> {
+    let tensor = tensor(gguf, name)?;
+    let mut out = vec![0.0; tensor.columns];
+    dequantize(&tensor, 0, &mut out).map_err(|error| ConfigError::Unsupported(error.to_string()))?;
+    Ok(out)
+}
+
+/// Softmax over the past in tiles, with the running maximum corrected after each. All `[head_dim]`.
+fn attention(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
+    let scale = 1.0 / (query.len() as f32).sqrt();
+    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
+    let mut out = vec![0.0f32; query.len()];
+    for (keys, values) in keys.chunks(TILE).zip(values.chunks(TILE)) {
+        let scores: Vec<f32> = keys.iter().map(|key| dot(query, key) * scale).collect();
+        let before = max;
+        max = scores
+            .iter()
+            .fold(max, |max, &score| if score > max { score } else { max });
+        let correction = exp(before - max);
+        let mut weights = [0.0; TILE];
+        for (weight, &score) in weights.iter_mut().zip(&scores) {
+            *weight = exp(score - max);
+        }
+        let mut lanes = [0.0; LANES];
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum = weights[lane] + weights[lane + LANES];
+        }
+        sum = sum.mul_add(correction, tree_sum(lanes));
+        out.iter_mut().for_each(|out| *out *= correction);
+        for (value, weight) in values.iter().zip(weights) {
+            for (out, &value) in out.iter_mut().zip(value) {
+                *out = weight.mul_add(value, *out);
+            }
+        }
+    }
+    let inverse = 1.0 / sum;
+    out.iter().map(|out| out * inverse).collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+        lanes[i % LANES] = a.mul_add(b, lanes[i % LANES]);
+    }
+    tree_sum(lanes)
+}
+
+fn add(x: &mut [f32], delta: &[f32]) {
+    x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
+}
+
+fn part(row: &[f32], index: usize, len: usize) -> &[f32] {
+    &row[index * len..][..len]
+}
+
+/// As the pool would give it back.
+fn rounded(row: Vec<f32>) -> Vec<f32> {
+    row.into_iter().map(|x| from_bf16(to_bf16(x))).collect()
+}

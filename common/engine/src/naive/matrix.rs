@@ -1,0 +1,158 @@
+//! Matrices as plain arrays, with the numerics contract's int8 activations.
+
+use baton_gguf::{Tensor, TensorType, dequantize};
+use half::f16;
+
+use crate::ConfigError;
+
+/// Numbers that share a scale.
+const GROUP: usize = 32;
+
+/// A matrix `[n, k]`.
+pub(super) struct Matrix {
+    k: usize,
+    numbers: Numbers,
+}
+
+enum Numbers {
+    Floats(Vec<f32>),
+    /// `quants [n, k]`, `groups [n, k / 32]`: a number is `scale · quant + min`.
+    Quantised {
+        quants: Vec<i8>,
+        groups: Vec<WeightGroup>,
+    },
+}
+
+#[derive(Clone, Copy)]
+struct WeightGroup {
+    scale: f32,
+    /// Only of types that have one.
+    min: Option<f32>,
+}
+
+impl Matrix {
+    pub(super) fn read(tensor: &Tensor<'_>) -> Result<Self, ConfigError> {
+        let k = tensor.columns;
+        let block = match tensor.dtype {
+            TensorType::Q4_0 => 18,
+            TensorType::Q4_1 => 20,
+            TensorType::Q8_0 => 34,
+            _ => return Self::floats(tensor),
+        };
+        let mut quants = Vec::with_capacity(tensor.rows * k);
+        let mut groups = Vec::with_capacity(tensor.rows * k / GROUP);
+        for bytes in tensor.bytes.chunks_exact(block) {
+            let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+            let min = (tensor.dtype == TensorType::Q4_1).then(|| half(2));
+            groups.push(WeightGroup { scale: half(0), min });
+            // The first 16 numbers are the low nibbles, the other 16 the high ones.
+            let nibbles = |bytes: &[u8]| -> Vec<u8> {
+                bytes
+                    .iter()
+                    .map(|byte| byte & 15)
+                    .chain(bytes.iter().map(|byte| byte >> 4))
+                    .collect()
+            };
+            match tensor.dtype {
+                TensorType::Q4_0 => quants.extend(nibbles(&bytes[2..]).iter().map(|&nibble| nibble as i8 - 8)),
+                TensorType::Q4_1 => quants.extend(nibbles(&bytes[4..]).iter().map(|&nibble| nibble as i8)),
+                _ => quants.extend(bytes[2..].iter().map(|&byte| byte as i8)),
+            }
+        }
+        Ok(Self {
+            k,
+            numbers: Numbers::Quantised { quants, groups },
+        })
+    }
+
+    fn floats(tensor: &Tensor<'_>) -> Result<Self, ConfigError> {
+        let mut floats = vec![0.0; tensor.rows * tensor.columns];
+        for (row, out) in floats.chunks_exact_mut(tensor.columns).enumerate() {
+            dequantize(tensor, row, out).map_err(|error| ConfigError::Unsupported(error.to_string()))?;
+        }
+        Ok(Self {
+            k: tensor.columns,
+            numbers: Numbers::Floats(floats),
+        })
+    }
+
+    /// Row `index`, dequantised.
+    pub(super) fn row(&self, index: usize) -> Vec<f32> {
+        let range = index * self.k..(index + 1) * self.k;
+        match &self.numbers {
+            Numbers::Floats(floats) => floats[range].to_vec(),
+            Numbers::Quantised { quants, groups } => {
+                let groups = &groups[index * self.k / GROUP..];
+                let number = |(i, &quant): (usize, &i8)| {
+                    let group = groups[i / GROUP];
+                    let scaled = f32::from(quant) * group.scale;
+                    group.min.map_or(scaled, |min| scaled + min)
+                };
+                quants[range].iter().enumerate().map(number).collect()
+            }
+        }
+    }
+
+    /// The matrix times `x [k]`. Quantised: x becomes int8 per group of 32, and each group adds one exact integer product.
+    pub(super) fn times(&self, x: &[f32]) -> Vec<f32> {
+        match &self.numbers {
+            Numbers::Floats(floats) => floats
+                .chunks_exact(self.k)
+                .map(|row| {
+                    row.iter()
+                        .zip(x)
+                        .fold(0.0f32, |sum, (&weight, &x)| weight.mul_add(x, sum))
+                })
+                .collect(),
+            Numbers::Quantised { quants, groups } => {
+                let x: Vec<Activations> = x.chunks_exact(GROUP).map(Activations::of).collect();
+                let rows = quants.chunks_exact(self.k).zip(groups.chunks_exact(self.k / GROUP));
+                rows.map(|(quants, groups)| product(quants, groups, &x)).collect()
+            }
+        }
+    }
+}
+
+fn product(quants: &[i8], groups: &[WeightGroup], x: &[Activations]) -> f32 {
+    let mut sum = 0.0f32;
+    for ((quants, group), x) in quants.as_chunks::<GROUP>().0.iter().zip(groups).zip(x) {
+        let mut dot = 0i32;
+        for (&quant, &x) in quants.iter().zip(&x.quants) {
+            dot += i32::from(quant) * i32::from(x);
+        }
+        sum = (group.scale * x.scale).mul_add(dot as f32, sum);
+        if let Some(min) = group.min {
+            sum = min.mul_add(x.scaled_sum, sum);
+        }
+    }
+    sum
+}
+
+/// 32 activations: `scale · quant`.
+struct Activations {
+    quants: [i16; GROUP],
+    scale: f32,
+    scaled_sum: f32,
+}
+
+impl Activations {
+    fn of(x: &[f32]) -> Self {
+        let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        // Too small for its inverse: all zero.
+        let (scale, inverse) = if max < 1e-30 {
+            (0.0, 0.0)
+        } else {
+            (max / 127.0, 127.0 / max)
+        };
+        let mut quants = [0; GROUP];
+        for (quant, &x) in quants.iter_mut().zip(x) {
+            *quant = (x * inverse).round_ties_even() as i16;
+        }
+        let sum: i16 = quants.iter().sum();
+        Self {
+            quants,
+            scale,
+            scaled_sum: scale * f32::from(sum),
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! From options to an engine that is ready to run.
+
+use std::path::{Path, PathBuf};
+
+use baton_gguf::{Gguf, GgufError};
+use baton_kv::KvLayout;
+
+use crate::{
+    Engine, LlamaEngine, ModelConfig, ModelSpec, available,
+    config::ConfigError,
+    cpu::{Isa, LoadError},
+    identity,
+    llama::LlamaLimits,
+    simulated::{SimulatedConfig, SimulatedEngine},
+};
+
+/// Tokens of a block.
+pub const BLOCK_TOKENS: usize = 32;
+/// The smallest pool that is of any use: a prompt of some dozen tokens and its answer.
+const MIN_BLOCKS: usize = 4;
+/// Threads at most; more than any machine's cores is a mistake, and each costs a stack.
+const MAX_THREADS: usize = 1024;
+
+/// Where a model comes from.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Source {
+    /// A GGUF file.
+    File(PathBuf),
+    /// None: the simulated engine.
+    Simulated(SimulatedConfig),
+}
+
+/// What engine to open.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EngineOptions {
+    /// The model.
+    pub source: Source,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Instruction set; `None`: the fastest that the CPU has. All give the same bits.
+    pub isa: Option<Isa>,
+    /// Bytes of the KV pool, rounded down to whole blocks.
+    pub kv_bytes: u64,
+    /// Rows of a step at most.
+    pub max_rows: usize,
+    /// Sequences of a step at most.
+    pub max_sequences: usize,
+}
+
+/// How far loading is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LoadProgress {
+    /// What is being done.
+    pub stage: LoadStage,
+    /// Bytes of the file done in this stage.
+    pub done: u64,
+    /// Bytes of the file in this stage.
+    pub total: u64,
+}
+
+/// What loading does, in this order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoadStage {
+    /// Reading all weights for the identity.
+    Hashing,
+    /// Repacking them for the kernels.
+    Packing,
+}
+
+/// Why an engine cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file is not there or cannot be read.
+    #[error("cannot open the model file {}: {reason}", path.display())]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: std::io::Error,
+    },
+    /// The file is damaged, cut off, or contradicts itself. Fetch it again.
+    #[error("the model file is corrupt: {0}")]
+    Corrupt(String),
+    /// A tensor is not in the file.
+    #[error("the model file has no tensor '{0}'")]
+    MissingTensor(String),
+    /// The file is sound, and needs something that is not built, or not on this CPU.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// Weights, buffers and KV do not fit into memory. A smaller KV pool or model helps.
+    #[error("the model needs {needed_bytes} bytes ({kv_bytes} of them for KV) and {available_bytes} are available")]
+    TooLarge {
+        /// Weights, buffers and KV.
+        needed_bytes: u64,
+        /// The KV pool's part.
+        kv_bytes: u64,
+        /// What the machine and the process's cgroups leave.
+        available_bytes: u64,
+    },
+    /// The pool would hold too few blocks to serve anything.
+    #[error("a KV pool of {kv_bytes} bytes is too small: at least {needed_bytes} are needed")]
+    KvTooSmall {
+        /// What was asked for.
+        kv_bytes: u64,
+        /// The least that is accepted.
+        needed_bytes: u64,
+    },
+    /// Threads, rows or sequences outside their bounds.
+    #[error("{what} must be in 1..={limit}, not {value}")]
+    Threads {
+        /// Which option.
+        what: &'static str,
+        /// What was asked for.
+        value: usize,
+        /// The most that is accepted.
+        limit: usize,
+    },
+}
+
+impl OpenError {
+    /// A stable code for logs and scripts. A retry helps only with `model_too_large`, once memory is free.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "model_not_found",
+            Self::Corrupt(_) => "model_corrupt",
+            Self::MissingTensor(_) => "model_missing_tensor",
+            Self::Unsupported(_) => "model_unsupported",
+            Self::TooLarge { .. } => "model_too_large",
+            Self::KvTooSmall { .. } => "kv_too_small",
+            Self::Threads { .. } => "engine_bad_option",
+        }
+    }
+
+    fn from_gguf(path: &Path, error: GgufError) -> Self {
+        match error {
+            GgufError::Io(reason) => Self::NotFound {
+                path: path.to_owned(),
+                reason,
+            },
+            error => error.into(),
+        }
+    }
+}
+
+impl From<GgufError> for OpenError {
+    fn from(error: GgufError) -> Self {
+        match error {
+            GgufError::Version(_) | GgufError::ValueType { .. } => Self::Unsupported(error.to_string()),
+            error => Self::Corrupt(error.to_string()),
+        }
+    }
+}
+
+impl From<ConfigError> for OpenError {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Metadata(error) => error.into(),
+            ConfigError::MissingTensor(name) => Self::MissingTensor(name),
+            ConfigError::Unsupported(_) => Self::Unsupported(error.to_string()),
+            ConfigError::Inconsistent(_) | ConfigError::Shape { .. } => Self::Corrupt(error.to_string()),
+        }
+    }
+}
+
+impl From<LoadError> for OpenError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Memory(error) => Self::TooLarge {
+                needed_bytes: error.bytes as u64,
+                kv_bytes: 0,
+                available_bytes: available::memory_bytes().unwrap_or(0),
+            },
+            error => Self::Unsupported(error.to_string()),
+        }
+    }
+}
+
+/// Opens an engine: checks the file, reads all its weights for the identity, repacks them, takes the pool's memory and starts the threads.
+/// `progress` is called often, on any thread that loads, with `done` rising to `total` in each stage.
+pub fn open(options: &EngineOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Box<dyn Engine>, OpenError> {
+    check_options(options)?;
+    match &options.source {
+        Source::File(path) => Ok(Box::new(open_file(path, options, progress)?)),
+        Source::Simulated(config) => {
+            let blocks = blocks(&config.layout(BLOCK_TOKENS), options.kv_bytes)?;
+            check_memory(0, options.kv_bytes)?;
+            Ok(Box::new(SimulatedEngine::new(
+                config.clone(),
+                BLOCK_TOKENS,
+                blocks,
+                options.max_rows,
+                options.max_sequences,
+            )))
+        }
+    }
+}
+
+/// As [`open`], for a file, with what only the computing engine has. `options.source` is not looked at.
+pub fn open_file(
+    path: &Path,
+    options: &EngineOptions,
+    progress: &(dyn Fn(LoadProgress) + Sync),
+) -> Result<LlamaEngine, OpenError> {
+    check_options(options)?;
+    let gguf = read(path)?;
+    let config = ModelConfig::from_gguf(&gguf)?;
+    let layout = config.layout(BLOCK_TOKENS);
+    let blocks = blocks(&layout, options.kv_bytes)?;
+    let total: u64 = gguf.tensors().iter().map(|tensor| tensor.len as u64).sum();
+    // Panels are up to an eighth larger than the file's blocks (wider scales).
+    let weights = total.saturating_add(total / 8);
+    check_memory(
+        weights.saturating_add(config.arena_bytes(options.max_rows, options.max_sequences)),
+        options.kv_bytes,
+    )?;
+
+    let identity = identity::of_file(&gguf, &config, options.threads, &|done| {
+        progress(LoadProgress {
+            stage: LoadStage::Hashing,
+            done,
+            total,
+        });
+    });
+    let limits = LlamaLimits {
+        threads: options.threads,
+        isa: options.isa,
+        layout,
+        blocks,
+        max_rows: options.max_rows,
+        max_sequences: options.max_sequences,
+    };
+    let model = ModelSpec {
+        name: baton_gguf::model_name(&gguf, path),
+        vocabulary: config.vocabulary,
+        context_length: config.context_length,
+        eos_ids: config.eos_ids.clone(),
+        parameters: parameters(&gguf),
+        weight_bytes: 0,
+    };
+    LlamaEngine::load(&gguf, &config, limits, model, identity, &|done| {
+        progress(LoadProgress {
+            stage: LoadStage::Packing,
+            done,
+            total,
+        });
+    })
+}
+
+/// Maps a model file and checks its structure.
+pub(crate) fn read(path: &Path) -> Result<Gguf, OpenError> {
+    Gguf::open(path).map_err(|error| OpenError::from_gguf(path, error))
+}
+
+/// Numbers in all tensors.
+pub(crate) fn parameters(gguf: &Gguf) -> u64 {
+    gguf.tensors()
+        .iter()
+        .map(|tensor| tensor.rows as u64 * tensor.columns as u64)
+        .sum()
+}
+
+fn check_options(options: &EngineOptions) -> Result<(), OpenError> {
+    for (what, value, limit) in [
+        ("threads", options.threads, MAX_THREADS),
+        ("max_rows", options.max_rows, 1 << 20),
+        ("max_sequences", options.max_sequences, options.max_rows),
+    ] {
+        if !(1..=limit).contains(&value) {
+            return Err(OpenError::Threads { what, value, limit });
+        }
+    }
+    Ok(())
+}
+
+/// Whole blocks in a pool of `kv_bytes`.
+fn blocks(layout: &KvLayout, kv_bytes: u64) -> Result<usize, OpenError> {
+    let block_bytes = layout.block_bytes() as u64;
+    let blocks = kv_bytes / block_bytes.max(1);
+    if blocks < MIN_BLOCKS as u64 {
+        return Err(OpenError::KvTooSmall {
+            kv_bytes,
+            needed_bytes: block_bytes * MIN_BLOCKS as u64,
+        });
+    }
+    Ok(usize::try_from(blocks).unwrap_or(usize::MAX).min(u32::MAX as usize))
+}
+
+/// Before anything is taken: `bytes` beside the pool.
+fn check_memory(bytes: u64, kv_bytes: u64) -> Result<(), OpenError> {
+    let needed_bytes = bytes.saturating_add(kv_bytes);
+    match available::memory_bytes() {
+        Some(available_bytes) if needed_bytes > available_bytes => Err(OpenError::TooLarge {
+            needed_bytes,
+            kv_bytes,
+            available_bytes,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,264 @@
+//! An engine that takes as long as a cost model says, for capacity planning and for tests of everything around an engine.
+//!
+//! Its KV is real: a row's KV bytes are a keyed mix of the KV bytes of the position before it, as read back from the pool, and its token; and
+//! the next token is a hash over the KV bytes of *all* positions, as read back. So a corrupted, misplaced, stale or foreign byte changes the answer.
+//! What it answers depends on nothing but the key, the layout, the tokens, and (with a temperature) the seed, choice and index.
+
+mod limits;
+mod memory;
+mod mix;
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use baton_kv::{BlockId, IdentityBuilder, KvDtype, KvIdentity, KvLayout, KvMemory, TokenId};
+use baton_scheduler::{Sample, Sampled, Span, StepOutput, StepPlan};
+
+use crate::{Engine, ModelSpec, StepError};
+
+use limits::PlanLimits;
+pub use memory::BlockMemory;
+use mix::Mix;
+
+/// How long a step takes: the sum of these, in microseconds.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct CostModel {
+    /// Each step.
+    pub step_us: f64,
+    /// Each row of a span of several rows (prefill).
+    pub prefill_token_us: f64,
+    /// Each span of one row (decode).
+    pub decode_row_us: f64,
+    /// Each token of context that a row attends to.
+    pub context_token_us: f64,
+}
+
+impl CostModel {
+    /// A step that takes no time.
+    pub const FREE: Self = Self {
+        step_us: 0.0,
+        prefill_token_us: 0.0,
+        decode_row_us: 0.0,
+        context_token_us: 0.0,
+    };
+
+    /// Microseconds that `plan` takes.
+    pub fn step_us(&self, plan: &StepPlan) -> f64 {
+        let mut us = self.step_us;
+        for span in &plan.spans {
+            let rows = span.rows.len() as f64;
+            us += match span.rows.len() {
+                1 => self.decode_row_us,
+                _ => self.prefill_token_us * rows,
+            };
+            // Row i attends to context + i + 1 tokens.
+            us += self.context_token_us * rows * (span.context as f64 + (rows + 1.0) / 2.0);
+        }
+        us
+    }
+}
+
+impl Default for CostModel {
+    /// Roughly a small model on a laptop.
+    fn default() -> Self {
+        Self {
+            step_us: 500.0,
+            prefill_token_us: 200.0,
+            decode_row_us: 1_500.0,
+            context_token_us: 0.05,
+        }
+    }
+}
+
+/// A model that is not there.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SimulatedConfig {
+    /// Name as clients use it.
+    pub name: String,
+    /// Tokens in the vocabulary; every one is equally likely.
+    pub vocabulary: usize,
+    /// Longest context, tokens.
+    pub context_length: usize,
+    /// Tokens that end an answer; none by default, so that answers have the length that was asked for.
+    pub eos_ids: Vec<TokenId>,
+    /// Layers of the KV.
+    pub layers: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// What the "weights" are: engines with equal keys give equal answers.
+    pub key: u64,
+    /// How long steps take.
+    pub cost: CostModel,
+}
+
+impl Default for SimulatedConfig {
+    fn default() -> Self {
+        Self {
+            name: "simulated".to_owned(),
+            vocabulary: 49_152,
+            context_length: 8_192,
+            eos_ids: Vec::new(),
+            layers: 2,
+            kv_heads: 1,
+            head_dim: 16,
+            key: 0,
+            cost: CostModel::default(),
+        }
+    }
+}
+
+impl SimulatedConfig {
+    /// The layout of its KV.
+    pub fn layout(&self, block_tokens: usize) -> KvLayout {
+        KvLayout {
+            layers: self.layers,
+            heads: self.kv_heads,
+            head_dim: self.head_dim,
+            block_tokens,
+            dtype: KvDtype::Bf16,
+        }
+    }
+}
+
+/// The engine: no weights, own [`BlockMemory`].
+pub struct SimulatedEngine {
+    config: SimulatedConfig,
+    model: ModelSpec,
+    identity: KvIdentity,
+    memory: Arc<BlockMemory>,
+    limits: PlanLimits,
+    scratch: Vec<u8>,
+}
+
+impl SimulatedEngine {
+    /// With a pool of `blocks` blocks of `block_tokens` tokens, and steps of at most `max_rows` rows and `max_sequences` sequences.
+    pub fn new(
+        config: SimulatedConfig,
+        block_tokens: usize,
+        blocks: usize,
+        max_rows: usize,
+        max_sequences: usize,
+    ) -> Self {
+        let layout = config.layout(block_tokens);
+        let number = |value: usize| (value as u64).to_le_bytes();
+        let identity = IdentityBuilder::new()
+            .field("engine", b"simulated-v1")
+            .field("key", &config.key.to_le_bytes())
+            .field("vocabulary", &number(config.vocabulary))
+            .field("layers", &number(layout.layers))
+            .field("kv_heads", &number(layout.heads))
+            .field("head_dim", &number(layout.head_dim))
+            .finish();
+        let model = ModelSpec {
+            name: config.name.clone(),
+            vocabulary: config.vocabulary,
+            context_length: config.context_length,
+            eos_ids: config.eos_ids.clone(),
+            parameters: 0,
+            weight_bytes: 0,
+        };
+        let limits = PlanLimits {
+            max_rows,
+            max_sequences,
+            vocabulary: config.vocabulary,
+            context_length: config.context_length,
+            blocks,
+            block_tokens,
+        };
+        Self {
+            model,
+            identity,
+            memory: Arc::new(BlockMemory::new(layout, blocks)),
+            limits,
+            config,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Writes the KV of every row of a span.
+    fn append(&mut self, plan: &StepPlan, span: &Span) {
+        let table = plan.table(span);
+        let mut before = match span.context {
+            0 => Mix::new(self.config.key),
+            context => self.read_position(table, context - 1, Mix::new(self.config.key)),
+        };
+        for (position, &token) in (span.context..).zip(&plan.tokens[span.rows.clone()]) {
+            let state = before.and(u64::from(token)).and(position as u64);
+            let block_tokens = self.limits.block_tokens;
+            self.memory
+                .write_position(table[position / block_tokens], position % block_tokens, state.stream());
+            before = self.read_position(table, position, Mix::new(self.config.key));
+        }
+    }
+
+    /// Mixes one position's KV bytes, as read back, into `mix`.
+    fn read_position(&mut self, table: &[BlockId], position: usize, mix: Mix) -> Mix {
+        let block_tokens = self.limits.block_tokens;
+        self.memory.read_position(
+            table[position / block_tokens],
+            position % block_tokens,
+            &mut self.scratch,
+        );
+        mix.and_bytes(&self.scratch)
+    }
+
+    /// The token after all of a span's positions.
+    fn next_token(&mut self, plan: &StepPlan, span: &Span, sample: &Sample) -> Sampled {
+        let mut mix = Mix::new(self.config.key);
+        for position in 0..span.end() {
+            mix = self.read_position(plan.table(span), position, mix);
+        }
+        let params = &sample.params;
+        if params.temperature > 0.0 {
+            mix = mix
+                .and(params.seed)
+                .and(u64::from(params.choice))
+                .and(u64::from(sample.index));
+        }
+        let token = mix.value() % self.config.vocabulary as u64;
+        // Somewhere in (−4, 0].
+        let logprob = -((mix.and(1).value() >> 40) as f32) / (1u32 << 22) as f32;
+        Sampled {
+            sequence: span.sequence,
+            token: token as TokenId,
+            logprob,
+        }
+    }
+}
+
+impl Engine for SimulatedEngine {
+    fn model(&self) -> &ModelSpec {
+        &self.model
+    }
+
+    fn identity(&self) -> KvIdentity {
+        self.identity
+    }
+
+    fn memory(&self) -> Arc<dyn KvMemory> {
+        self.memory.clone()
+    }
+
+    fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
+        let start = Instant::now();
+        output.sampled.clear();
+        self.limits.check(plan)?;
+        for span in &plan.spans {
+            self.append(plan, span);
+        }
+        for span in &plan.spans {
+            if let Some(sample) = &span.sample {
+                output.sampled.push(self.next_token(plan, span, sample));
+            }
+        }
+        let wanted = Duration::from_nanos((self.config.cost.step_us(plan) * 1_000.0) as u64);
+        // The time is the product here: a step must take as long as the modelled hardware would.
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(wanted.saturating_sub(start.elapsed()));
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! Tiny models of random weights, in any storage type.
+
+use std::path::PathBuf;
+
+use baton_gguf::{GgufWriter, TensorType};
+use half::f16;
+
+/// Shape of a tiny model.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiny {
+    pub(crate) layers: usize,
+    pub(crate) embedding: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) rope_dim: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) context: usize,
+    /// Storage type of the matrices; of the `i`-th matrix, `types[i % len]`.
+    pub(crate) types: Vec<TensorType>,
+    pub(crate) tied: bool,
+    pub(crate) seed: u64,
+}
+
+impl Default for Tiny {
+    fn default() -> Self {
+        Self {
+            layers: 2,
+            embedding: 64,
+            feed_forward: 96,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            rope_dim: 16,
+            vocabulary: 203,
+            context: 512,
+            types: vec![TensorType::Q4_1],
+            tied: true,
+            seed: 1,
+        }
+    }
+}
+
+/// One tensor to be written.
+pub(crate) struct TinyTensor {
+    pub(crate) name: String,
+    pub(crate) dimensions: Vec<u64>,
+    pub(crate) dtype: TensorType,
+    pub(crate) bytes: Vec<u8>,
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ x >> 31
+    }
+
+    /// In [−1, 1).
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+impl Tiny {
+    pub(crate) fn of(types: &[TensorType]) -> Self {
+        Self {
+            types: types.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// All metadata that a Llama needs.
+    pub(crate) fn metadata(&self) -> GgufWriter {
+        GgufWriter::new()
+            .string("general.architecture", "llama")
+            .u32("llama.block_count", self.layers as u32)
+            .u32("llama.context_length", self.context as u32)
+            .u32("llama.embedding_length", self.embedding as u32)
+            .u32("llama.feed_forward_length", self.feed_forward as u32)
+            .u32("llama.attention.head_count", self.heads as u32)
+            .u32("llama.attention.head_count_kv", self.kv_heads as u32)
+            .u32("llama.attention.key_length", self.head_dim as u32)
+            .u32("llama.attention.value_length", self.head_dim as u32)
+            .u32("llama.rope.dimension_count", self.rope_dim as u32)
+            .f32("llama.rope.freq_base", 10_000.0)
+            .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+            .u32("tokenizer.ggml.eos_token_id", 2)
+    }
+
+    /// All tensors, in the file's order.
+    pub(crate) fn tensors(&self) -> Vec<TinyTensor> {
+        let mut random = Random(self.seed);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut shapes = vec![("token_embd".to_owned(), self.vocabulary, self.embedding)];
+        for layer in 0..self.layers {
+            for (part, rows, columns) in [
+                ("attn_norm", 1, self.embedding),
+                ("attn_q", q, self.embedding),
+                ("attn_k", kv, self.embedding),
+                ("attn_v", kv, self.embedding),
+                ("attn_output", self.embedding, q),
+                ("ffn_norm", 1, self.embedding),
+                ("ffn_gate", self.feed_forward, self.embedding),
+                ("ffn_up", self.feed_forward, self.embedding),
+                ("ffn_down", self.embedding, self.feed_forward),
+            ] {
+                shapes.push((format!("blk.{layer}.{part}"), rows, columns));
+            }
+        }
+        shapes.push(("output_norm".to_owned(), 1, self.embedding));
+        if !self.tied {
+            shapes.push(("output".to_owned(), self.vocabulary, self.embedding));
+        }
+        let mut matrices = 0;
+        let tensor = |(name, rows, columns): (String, usize, usize)| {
+            let (dimensions, dtype) = if rows == 1 {
+                (vec![columns as u64], TensorType::F32)
+            } else {
+                matrices += 1;
+                (
+                    vec![columns as u64, rows as u64],
+                    self.types[(matrices - 1) % self.types.len()],
+                )
+            };
+            let bytes = if rows == 1 {
+                (0..columns)
+                    .flat_map(|_| (1.0 + 0.3 * random.unit()).to_le_bytes())
+                    .collect()
+            } else {
+                numbers(&mut random, dtype, rows * columns)
+            };
+            TinyTensor {
+                name: format!("{name}.weight"),
+                dimensions,
+                dtype,
+                bytes,
+            }
+        };
+        shapes.into_iter().map(tensor).collect()
+    }
+
+    /// The file's bytes.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        write(self.metadata(), self.tensors())
+    }
+
+    /// The file, in `folder`.
+    pub(crate) fn file(&self, folder: &tempfile::TempDir) -> PathBuf {
+        let path = folder.path().join("tiny.gguf");
+        std::fs::write(&path, self.bytes()).unwrap();
+        path
+    }
+}
+
+pub(crate) fn write(metadata: GgufWriter, tensors: Vec<TinyTensor>) -> Vec<u8> {
+    let add = |writer: GgufWriter, tensor: TinyTensor| {
+        writer.tensor(&tensor.name, &tensor.dimensions, tensor.dtype, tensor.bytes)
+    };
+    tensors.into_iter().fold(metadata, add).finish()
+}
+
+/// Random numbers of roughly unit variance over 64 columns.
+fn numbers(random: &mut Random, dtype: TensorType, count: usize) -> Vec<u8> {
+    let half = |x: f32| f16::from_f32(x).to_le_bytes();
+    let mut bytes = Vec::new();
+    match dtype {
+        TensorType::F32 => (0..count).for_each(|_| bytes.extend((0.3 * random.unit()).to_le_bytes())),
+        TensorType::F16 => (0..count).for_each(|_| bytes.extend(half(0.3 * random.unit()))),
+        _ => {
+            let (scale, min, quants) = match dtype {
+                TensorType::Q4_0 => (0.03, None, 16),
+                TensorType::Q4_1 => (0.03, Some(-0.22), 16),
+                TensorType::Q8_0 => (0.002, None, 32),
+                other => unreachable!("{other} is not written"),
+            };
+            for _ in 0..count / 32 {
+                bytes.extend(half(scale * (1.2 + random.unit())));
+                if let Some(min) = min {
+                    bytes.extend(half(min * (1.2 + random.unit())));
+                }
+                bytes.extend((0..quants).map(|_| random.next() as u8));
+            }
+        }
+    }
+    bytes
+}

@@ -1,0 +1,105 @@
+//! The engine, with its KV, panels and threads, gives the bits of the naive path, which has none of these.
+
+use crate::common::{Drawn, Driver, Request, isas, model_path, opened, options, tiny::Tiny};
+use baton_engine::{Isa, naive::NaiveModel, sampler::SamplerScratch};
+use baton_gguf::TensorType;
+use baton_scheduler::Sample;
+
+fn naive(model: &NaiveModel, request: &Request) -> Vec<Drawn> {
+    let mut scratch = SamplerScratch::default();
+    let mut tokens = request.prompt.clone();
+    (0..request.tokens as u32)
+        .map(|index| {
+            let sample = Sample {
+                params: request.sampling,
+                index,
+            };
+            let (token, logprob) = model.next(&tokens, &sample, &mut scratch).unwrap();
+            tokens.push(token);
+            (token, logprob.to_bits())
+        })
+        .collect()
+}
+
+#[test]
+fn tiny_models_of_every_type_agree() {
+    use TensorType::{F16, F32, Q4_0, Q4_1, Q8_0};
+    let base = Tiny::default();
+    let models = [
+        Tiny::of(&[Q4_1]),
+        Tiny::of(&[Q4_0]),
+        Tiny::of(&[Q8_0]),
+        Tiny::of(&[F32]),
+        Tiny::of(&[F16]),
+        Tiny::of(&[Q8_0, Q4_1, F32, Q4_0, F16]),
+        Tiny {
+            tied: false,
+            ..Tiny::of(&[Q8_0, Q4_1])
+        },
+        Tiny {
+            kv_heads: 4,
+            heads: 4,
+            ..base.clone()
+        },
+        Tiny {
+            kv_heads: 1,
+            heads: 6,
+            rope_dim: 8,
+            ..base.clone()
+        },
+        Tiny {
+            head_dim: 48,
+            rope_dim: 48,
+            layers: 1,
+            ..base.clone()
+        },
+        Tiny {
+            layers: 3,
+            vocabulary: 64,
+            feed_forward: 32,
+            ..base
+        },
+    ];
+    for tiny in models {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny.file(&folder);
+        let model = NaiveModel::open(&path).unwrap();
+        // Across the borders of KV tiles and blocks, and within one.
+        for length in [1, 31, 32, 70] {
+            let prompt: Vec<u32> = (0..length).map(|i| (i * 37 + 5) % tiny.vocabulary as u32).collect();
+            for request in [Request::greedy(&prompt, 4), Request::seeded(&prompt, 4, 11)] {
+                let expected = naive(&model, &request);
+                for isa in isas() {
+                    let engine = opened(&options(&path).with_isa(isa));
+                    assert_eq!(
+                        Driver::new(engine, 24).run_one(&request),
+                        expected,
+                        "{tiny:?}, {length} tokens, {isa}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_default_model_agrees() {
+    let path = model_path();
+    let model = NaiveModel::open(&path).unwrap();
+    let mut driver = Driver::new(opened(&options(&path)), 512);
+    // "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    let prompt = [1, 4093, 198, 21805, 2, 198, 1, 520, 9531, 198];
+    for request in [Request::greedy(&prompt, 5), Request::seeded(&prompt, 3, 7)] {
+        assert_eq!(driver.run_one(&request), naive(&model, &request));
+    }
+}
+
+trait WithIsa {
+    fn with_isa(self, isa: Isa) -> Self;
+}
+
+impl WithIsa for baton_engine::EngineOptions {
+    fn with_isa(self, isa: Isa) -> Self {
+        Self { isa: Some(isa), ..self }
+    }
+}
