@@ -1,0 +1,18 @@
+//! The most that text may ask for.
+
+/// Bytes that are tokenised in one piece, where the text can be cut: bounds the tokenizer's working memory, some hundred bytes per byte of text.
+pub const CHUNK_BYTES: usize = 16 << 10;
+/// Bytes of one token: vocabularies have some of some hundred spaces.
+pub const MAX_TOKEN_BYTES: usize = 4096;
+/// Instructions of one chat template's rendering, and its memory, about 64 bytes each. A template takes a few dozen per message.
+pub const TEMPLATE_FUEL: u64 = 2_000_000;
+/// Bytes of a rendered chat: longer than any context's worth of text.
+pub const MAX_RENDERED_BYTES: usize = 32 << 20;
+/// Messages of one chat.
+pub const MAX_MESSAGES: usize = 4096;
+/// Characters of a role.
+pub const MAX_ROLE_CHARS: usize = 32;
+/// Stop strings of one request.
+pub const MAX_STOPS: usize = 64;
+/// Bytes of one stop string: bounds what a [`crate::StopMatcher`] holds back.
+pub const MAX_STOP_BYTES: usize = 4096;
