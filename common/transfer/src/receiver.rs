@@ -128,6 +128,7 @@ impl Receiver {
                 stream: None,
                 in_flight: 0,
                 claims: None,
+                final_at: now,
                 resent: false,
             },
         );
@@ -281,6 +282,7 @@ impl Receiver {
         }
         row.lease.renew(now, lease_ms);
         row.claims = Some(claims.clone());
+        row.final_at = now;
         Ok(row.verify_if_complete(handoff, &layout))
     }
 
@@ -347,6 +349,7 @@ impl Receiver {
             logprob: claims.logprob,
             kv_bytes,
             kv_blocks: row.slots.len(),
+            final_at: row.final_at,
         });
         row.phase = Phase::Verified { table };
         row.slots.clear();

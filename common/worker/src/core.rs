@@ -65,6 +65,8 @@ pub(crate) struct Core {
     next_id: u64,
     held_reads: usize,
     lost: bool,
+    /// Something was queued since the last look.
+    queued: bool,
     pub(crate) rates: Rates,
     /// Filled by the scheduler, emptied by [`Core::settle`].
     events: Vec<SequenceEvent>,
@@ -99,6 +101,7 @@ impl Core {
             next_id: 1,
             held_reads: 0,
             lost: false,
+            queued: false,
             rates: Rates::default(),
             events: Vec::new(),
             actions: Vec::new(),
@@ -117,6 +120,7 @@ impl Core {
         let sequence = work.into_sequence(self.draw_id(), role);
         let (id, prompt_tokens) = (sequence.id, sequence.prompt.len());
         self.scheduler.submit(sequence, &self.pool)?;
+        self.queued = true;
         Ok(self.join(id, Stage::Scheduled { handoff: None }, role, prompt_tokens, now))
     }
 
@@ -242,6 +246,11 @@ impl Core {
         }
     }
 
+    /// Whether the engine's thread may find something to run. Forgets what was queued since the last call.
+    pub(crate) fn take_runnable(&mut self, load: &Load) -> bool {
+        std::mem::take(&mut self.queued) || load.scheduler.waiting + load.scheduler.running > 0
+    }
+
     /// Ends the handoffs whose time has passed.
     pub(crate) fn tick(&mut self, now: Time) {
         self.receiver.tick(now, &mut self.pool, &mut self.actions);
@@ -335,6 +344,7 @@ impl Core {
                 logprob,
                 kv_bytes,
                 kv_blocks,
+                final_at,
                 ..
             } => {
                 // From here on the table's blocks are ours.
@@ -351,7 +361,7 @@ impl Core {
                 let verified = Update::Verified {
                     kv_bytes,
                     kv_blocks,
-                    verify: Duration::ZERO,
+                    verify: elapsed(final_at, now),
                 };
                 let token = Update::Token {
                     index: 0,
@@ -399,7 +409,7 @@ impl Core {
         }
     }
 
-    /// Queues a sequence whose prompt and first token are here, or ends it where that token ends the answer.
+    /// Queues a sequence whose prompt and first token are here. (If that token ends the answer, the scheduler says so.)
     fn start_handed(
         &mut self,
         id: SequenceId,
@@ -411,25 +421,14 @@ impl Core {
         if let Some(member) = self.members.get_mut(&id) {
             member.first_token = Some(now);
         }
-        let stopped = sequence.stop_ids.contains(&first_token);
-        if stopped || sequence.max_new_tokens == 1 {
-            self.pool.release(&table);
-            self.finished(
-                id,
-                if stopped {
-                    FinishReason::Stop
-                } else {
-                    FinishReason::Length
-                },
-                now,
-            );
-            return;
-        }
         sequence.output.push(first_token);
         sequence.start = Start::Handed { table: table.clone() };
-        if let Err(error) = self.scheduler.submit(sequence, &self.pool) {
-            self.pool.release(&table);
-            self.fail(id, error.into(), now);
+        match self.scheduler.submit(sequence, &self.pool) {
+            Ok(()) => self.queued = true,
+            Err(error) => {
+                self.pool.release(&table);
+                self.fail(id, error.into(), now);
+            }
         }
     }
 

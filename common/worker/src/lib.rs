@@ -28,6 +28,8 @@ mod node;
 mod respond;
 mod shared;
 mod stream;
+#[cfg(test)]
+mod testing;
 mod work;
 mod worker;
 

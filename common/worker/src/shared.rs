@@ -5,12 +5,9 @@ use std::{
     time::Duration,
 };
 
-use baton_kv::{KvEvent, KvMemory, Pool, Time};
+use baton_kv::{KvEvent, KvMemory, Time};
 use baton_node::clock;
-use baton_transfer::{
-    Receiver, ReceiverAction,
-    grpc::{Fences, ReceiverPort},
-};
+use baton_transfer::grpc::{Fences, ReceiverPort, ReceiverStep};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -94,7 +91,7 @@ impl Shared {
         if next.is_some_and(|next| deadline.is_none_or(|deadline| next < deadline)) {
             self.deadline_moved.notify_one();
         }
-        (result, load.scheduler.waiting + load.scheduler.running > 0)
+        (result, core.take_runnable(&load))
     }
 
     /// A panic under the lock may have left the tables broken: the node is lost then, like one whose device is.
@@ -166,7 +163,7 @@ impl ReceiverPort for Shared {
         &self.memory
     }
 
-    fn locked(&self, f: &mut dyn FnMut(&mut Receiver, &mut Pool, Time, &mut Vec<ReceiverAction>)) {
+    fn locked(&self, f: &mut ReceiverStep<'_>) {
         self.with(|core, now| {
             let Core {
                 receiver,

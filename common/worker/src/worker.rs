@@ -214,3 +214,6 @@ impl Worker {
             .is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

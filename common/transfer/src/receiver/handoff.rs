@@ -43,6 +43,8 @@ pub(super) struct Handoff {
     /// Permits and sums that are out.
     pub(super) in_flight: usize,
     pub(super) claims: Option<FinalClaims>,
+    /// When these claims came.
+    pub(super) final_at: Time,
     /// Slots have been asked for again already.
     pub(super) resent: bool,
 }

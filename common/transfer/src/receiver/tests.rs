@@ -178,6 +178,7 @@ fn a_push_becomes_a_sequence_and_its_prefix_is_found_next_time() {
             logprob: -0.5,
             kv_bytes: LAYOUT.valid_bytes(PROMPT.len()) as u64,
             kv_blocks: 3,
+            final_at: node.now,
         }]
     );
     assert!(node.receiver.decoding(ticket.handoff));

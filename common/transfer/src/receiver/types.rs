@@ -230,6 +230,8 @@ pub enum ReceiverAction {
         kv_bytes: u64,
         /// Blocks that were received.
         kv_blocks: usize,
+        /// When (the last) FINAL came.
+        final_at: Time,
     },
     /// The handoff ends without (further) tokens: tell the router. If it was decoding, cancel the sequence, which owns the blocks. Emitted at most once.
     Aborted {

@@ -1,0 +1,375 @@
+use std::sync::Arc;
+
+use baton_engine::StepError;
+use baton_kv::KvEventKind;
+use baton_node::clock;
+use baton_scheduler::{FinishReason, SubmitError};
+use baton_transfer::{AbortReason, ReserveError};
+
+use super::*;
+use crate::{HeldBlocks, KvChange, Update, testing::*};
+
+/// What one engine alone answers, step by step.
+async fn expected(prompt: Vec<u32>, count: usize) -> Vec<u32> {
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut stream = worker
+        .submit(work(&worker, prompt, count), Role::Decode)
+        .expect("taken");
+    tokens(&mut stream).await.expect("runs")
+}
+
+#[tokio::test]
+async fn a_sequence_runs_to_its_end_and_gives_everything_back() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut stream = worker
+        .submit(work(&worker, prompt(20, 1), 5), Role::Decode)
+        .expect("taken");
+    assert!(matches!(
+        next(&mut stream).await,
+        Ok(Update::Started { cached_tokens: 0, .. })
+    ));
+    assert_eq!(tokens(&mut stream).await.expect("runs").len(), 5);
+    idle(&worker).await;
+
+    // Again: its full blocks are found, and the answer is the same.
+    let mut again = worker
+        .submit(work(&worker, prompt(20, 1), 5), Role::Decode)
+        .expect("taken");
+    assert!(matches!(
+        next(&mut again).await,
+        Ok(Update::Started { cached_tokens: 16, .. })
+    ));
+    assert_eq!(
+        tokens(&mut again).await.expect("runs"),
+        expected(prompt(20, 1), 5).await
+    );
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn many_at_once_answer_as_each_alone() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut streams = Vec::new();
+    for seed in 0..4 {
+        let work = work(&worker, prompt(30 + seed as usize, seed), 12);
+        streams.push((seed, worker.submit(work, Role::Decode).expect("taken")));
+    }
+    for (seed, mut stream) in streams {
+        let alone = expected(prompt(30 + seed as usize, seed), 12).await;
+        assert_eq!(tokens(&mut stream).await.expect("runs"), alone, "sequence {seed}");
+    }
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn dropping_a_stream_cancels_wherever_the_sequence_is() {
+    let (script, engine) = scripted();
+    let (worker, _) = start(engine, config());
+    // Running, in a step that waits for the test.
+    let running = worker
+        .submit(work(&worker, prompt(20, 1), 300), Role::Decode)
+        .expect("taken");
+    load_where(&worker, "running", |load| load.scheduler.running == 1).await;
+    // Waiting behind it.
+    let waiting = worker
+        .submit(work(&worker, prompt(20, 2), 300), Role::Decode)
+        .expect("taken");
+    assert_eq!(worker.load().sequences, 2);
+    drop((running, waiting));
+    script.send(Script::Step).expect("the engine waits");
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_loses_its_own_sequence_only() {
+    let (worker, _) = start(
+        Box::new(engine()),
+        WorkerConfig {
+            max_updates: 4,
+            ..config()
+        },
+    );
+    let mut slow = worker
+        .submit(work(&worker, prompt(20, 1), 100), Role::Decode)
+        .expect("taken");
+    // It is cut without being read: its blocks are back.
+    idle(&worker).await;
+    let mut read = 0;
+    let error = loop {
+        match next(&mut slow).await {
+            Ok(_) => read += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((read, error), (4, SequenceError::SlowReader));
+    // Nobody else is harmed.
+    let mut other = worker
+        .submit(work(&worker, prompt(20, 2), 1), Role::Decode)
+        .expect("taken");
+    assert_eq!(tokens(&mut other).await.expect("runs").len(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_step_ends_its_sequences_and_the_node_goes_on() {
+    let (script, engine) = scripted();
+    let (worker, _) = start(engine, config());
+    let mut bad = worker
+        .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+        .expect("taken");
+    script
+        .send(Script::Fail(StepError::Plan("too much".into())))
+        .expect("sent");
+    assert_eq!(
+        tokens(&mut bad).await,
+        Err(SequenceError::StepRefused("too much".into()))
+    );
+    drop(script);
+    let mut good = worker
+        .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+        .expect("taken");
+    assert_eq!(tokens(&mut good).await.expect("runs"), expected(prompt(20, 1), 4).await);
+    drop((bad, good));
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn a_lost_engine_ends_everything_with_a_typed_error() {
+    for (how, last) in [
+        ("lost", Script::Fail(StepError::Lost("gone".into()))),
+        ("panic", Script::Panic),
+    ] {
+        let (script, engine) = scripted();
+        let (worker, _) = start(engine, config());
+        let mut running = worker
+            .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+            .expect("taken");
+        let (_, mut reserved) = worker.reserve(work(&worker, prompt(20, 2), 4)).expect("reserved");
+        script.send(last).expect("sent");
+        assert_eq!(tokens(&mut running).await, Err(SequenceError::EngineLost), "{how}");
+        assert_eq!(tokens(&mut reserved).await, Err(SequenceError::EngineLost), "{how}");
+        soon("lost", worker.lost()).await;
+        let refused = worker.submit(work(&worker, prompt(20, 1), 4), Role::Decode).err();
+        assert_eq!(refused, Some(SequenceError::EngineLost), "{how}");
+        assert!(worker.stop().await, "{how}");
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_worker_ends_what_runs() {
+    let (script, engine) = scripted();
+    let (worker, _) = start(engine, config());
+    let mut running = worker
+        .submit(work(&worker, prompt(20, 1), 300), Role::Decode)
+        .expect("taken");
+    load_where(&worker, "running", |load| load.scheduler.running == 1).await;
+    // Told to stop first, and then let go: it ends after the step that it is in.
+    let (stopped, ()) = tokio::join!(worker.stop(), async { drop(script) });
+    assert!(stopped);
+    assert_eq!(tokens(&mut running).await, Err(SequenceError::EngineLost));
+}
+
+#[tokio::test]
+async fn a_prefill_reports_its_blocks_and_they_stay_held_while_read() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut stream = worker
+        .submit(work(&worker, prompt(43, 1), 100), Role::Prefill)
+        .expect("taken");
+    let (mut holds, mut first_tokens, mut reported): (Vec<HeldBlocks>, Vec<u32>, usize) = Default::default();
+    let reason = loop {
+        match next(&mut stream).await.expect("runs") {
+            Update::Computed {
+                computed_tokens,
+                table,
+                hold,
+            } => {
+                assert!(computed_tokens > reported, "progress");
+                assert!(table.len() * BLOCK_TOKENS >= computed_tokens);
+                reported = computed_tokens;
+                holds.push(hold);
+            }
+            Update::Token { token, .. } => first_tokens.push(token),
+            Update::Finished { reason, .. } => break reason,
+            Update::Started { .. } | Update::Verified { .. } => {}
+        }
+    };
+    assert_eq!((reported, reason), (43, FinishReason::Length));
+    assert_eq!(first_tokens, expected(prompt(43, 1), 1).await);
+    drop(stream);
+    // The scheduler has let go; the reader has not.
+    let load = load_where(&worker, "released", |load| load.sequences == 0).await;
+    assert_eq!((load.held_reads, load.pool.held), (6, 6));
+    drop(holds);
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn a_prefill_finds_its_prefix_and_reports_it_first() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut first = worker
+        .submit(work(&worker, prompt(40, 1), 1), Role::Decode)
+        .expect("taken");
+    tokens(&mut first).await.expect("runs");
+    let mut again = worker
+        .submit(work(&worker, prompt(43, 1), 1), Role::Prefill)
+        .expect("taken");
+    assert!(matches!(
+        next(&mut again).await,
+        Ok(Update::Started { cached_tokens: 40, .. })
+    ));
+    assert!(matches!(
+        next(&mut again).await,
+        Ok(Update::Computed {
+            computed_tokens: 40,
+            ..
+        })
+    ));
+    assert_eq!(
+        tokens(&mut again).await.expect("runs"),
+        expected(prompt(43, 1), 1).await
+    );
+    drop((first, again));
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_refused_with_its_reason() {
+    let (script, engine) = scripted();
+    let (worker, _) = start(engine, config());
+    let refused = |prompt, count| worker.submit(work(&worker, prompt, count), Role::Decode).err();
+    let too_long = SequenceError::Submit(SubmitError::TooLong {
+        needed: 401,
+        limit: 400,
+    });
+    assert_eq!(refused(prompt(100, 1), 301), Some(too_long.clone()));
+    assert_eq!(worker.reserve(work(&worker, prompt(100, 1), 301)).err(), Some(too_long));
+    assert_eq!(
+        refused(Vec::new(), 1),
+        Some(SequenceError::Submit(SubmitError::EmptyPrompt))
+    );
+
+    let mut streams = Vec::new();
+    let full = SequenceError::Submit(SubmitError::QueueFull { limit: 4 });
+    let error = loop {
+        match worker.submit(work(&worker, prompt(20, 1), 1), Role::Decode) {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error,
+        }
+    };
+    // What runs already does not wait.
+    assert!(streams.len() >= 4, "{}", streams.len());
+    assert_eq!(error, full);
+    assert_eq!(worker.reserve(work(&worker, prompt(20, 1), 1)).err(), Some(full));
+    drop((streams, script));
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn a_full_pool_refuses_a_reservation() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let (_, first) = worker.reserve(work(&worker, prompt(360, 1), 4)).expect("reserved");
+    let refused = worker.reserve(work(&worker, prompt(360, 2), 4)).err();
+    assert!(
+        matches!(refused, Some(SequenceError::Reserve(ReserveError::OutOfBlocks(short))) if short.needed == 45),
+        "{refused:?}"
+    );
+    drop(first);
+    idle(&worker).await;
+    worker
+        .reserve(work(&worker, prompt(360, 2), 4))
+        .expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_lease_that_nobody_renews_ends() {
+    let (worker, _) = start(
+        Box::new(engine()),
+        WorkerConfig {
+            lease_ms: 60,
+            drain_ms: 50,
+            ..config()
+        },
+    );
+    let (ticket, mut stream) = worker.reserve(work(&worker, prompt(20, 1), 4)).expect("reserved");
+    assert_eq!((ticket.slots.len(), worker.load().pool.granted), (3, 3));
+    assert_eq!(
+        tokens(&mut stream).await,
+        Err(SequenceError::Handoff(AbortReason::LeaseEnded))
+    );
+    assert!(worker.renew(&stream).is_err(), "an ended lease is not renewed");
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn a_renewed_lease_holds_until_the_deadline() {
+    let (worker, _) = start(
+        Box::new(engine()),
+        WorkerConfig {
+            lease_ms: 100,
+            drain_ms: 50,
+            ..config()
+        },
+    );
+    let mut short = work(&worker, prompt(20, 1), 4);
+    short.deadline = clock::now().after_ms(400);
+    let (_, mut stream) = worker.reserve(short).expect("reserved");
+    let mut renewals = tokio::time::interval(std::time::Duration::from_millis(20));
+    let error = loop {
+        tokio::select! {
+            ended = stream.next() => break ended.err(),
+            _ = renewals.tick() => { let _ = worker.renew(&stream); }
+        }
+    };
+    let reasons = [AbortReason::Deadline, AbortReason::LeaseEnded].map(|reason| Some(SequenceError::Handoff(reason)));
+    assert!(reasons.contains(&error), "{error:?}");
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn kv_events_start_with_a_snapshot_and_resume_with_one() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let run = async |seed| {
+        let mut stream = worker
+            .submit(work(&worker, prompt(20, seed), 1), Role::Decode)
+            .expect("taken");
+        tokens(&mut stream).await.expect("runs");
+    };
+    run(1).await;
+    let mut kv = worker.kv_events();
+    let KvChange::Snapshot { sequence, blocks } = soon("a snapshot", kv.next()).await else {
+        panic!("events first")
+    };
+    assert_eq!(blocks.len(), 2);
+
+    run(2).await;
+    let mut stored = 0;
+    let mut last = sequence;
+    while stored < 2 {
+        let KvChange::Events(events) = soon("events", kv.next()).await else {
+            panic!("a second snapshot")
+        };
+        for event in events {
+            assert_eq!(event.sequence, last + 1, "no gap");
+            last = event.sequence;
+            stored += usize::from(matches!(event.kind, KvEventKind::Stored { .. }));
+        }
+    }
+    kv.want_snapshot();
+    let KvChange::Snapshot { sequence, blocks } = soon("a snapshot", kv.next()).await else {
+        panic!("no snapshot")
+    };
+    assert_eq!((sequence, blocks.len()), (last, 4));
+}
+
+#[tokio::test]
+async fn guards_outlive_their_worker() {
+    let (worker, lifecycle) = start(Box::new(engine()), config());
+    let stream = worker
+        .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+        .expect("taken");
+    lifecycle.drain(std::time::Duration::ZERO).await;
+    assert!(worker.stop().await);
+    let port = Arc::downgrade(&worker.receiver_port());
+    drop(worker);
+    drop(stream);
+    assert_eq!(port.strong_count(), 0, "nothing keeps the pool alive");
+}
