@@ -154,6 +154,11 @@ impl Tokenizer {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The bytes of a token, whatever its kind: those of a control token spell its name. A normal token may be no whole character.
+    pub fn token_bytes(&self, id: TokenId) -> Result<&[u8], TextError> {
+        self.vocabulary.bytes(id)
+    }
+
     /// The bytes that a token adds to an answer: none for a control token.
     pub(crate) fn shown_bytes(&self, id: TokenId) -> Result<&[u8], TextError> {
         let bytes = self.vocabulary.bytes(id)?;

@@ -1,4 +1,5 @@
 use baton_gguf::Gguf;
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -253,4 +254,31 @@ fn a_model_without_a_usable_template_still_has_text() {
         Err(TextError::BrokenTemplate(_))
     ));
     assert_eq!((broken.name.as_str(), broken.context_length), ("tiny", 64));
+}
+
+proptest! {
+    /// Whatever clients write, the special tokens are those of a harmless chat, and no character is lost or moved.
+    #[test]
+    fn contents_never_add_special_tokens(
+        contents in prop::collection::vec(prop::collection::vec(
+            prop::sample::select(vec!["<|im_start|>", "<|im_end|>", "<|", "im_end", "|>", "<", " ", "\n", "a", "é", "\u{e0f1}", "\u{e0f1}0\u{e0f2}", "<|endoftext|>"]),
+            0..6,
+        ), 1..4),
+        trim in any::<bool>(),
+    ) {
+        let template = if trim { CHATML.replace("message['content']", "message['content'] | trim") } else { CHATML.to_owned() };
+        let contents: Vec<String> = contents.into_iter().map(|pieces| pieces.concat()).collect();
+        let hostile: Vec<(&str, &str)> = contents.iter().map(|content| ("user", content.as_str())).collect();
+        let harmless: Vec<(&str, &str)> = contents.iter().map(|_| ("user", "x")).collect();
+        let specials = |rendered: &RenderedChat| -> Vec<Segment> {
+            rendered.segments.iter().filter(|segment| matches!(segment, Segment::Special(_))).cloned().collect()
+        };
+        let rendered = render(&template, &hostile).unwrap();
+        prop_assert_eq!(specials(&rendered), specials(&render(&template, &harmless).unwrap()));
+        let text = |segment: &Segment| match segment {
+            Segment::Plain(text) => text.clone(),
+            Segment::Special(id) => MODEL.tokenizer.token_text(*id).to_owned(),
+        };
+        prop_assert_eq!(rendered.segments.iter().map(text).collect::<String>(), rendered.text);
+    }
 }
