@@ -16,7 +16,11 @@ pub fn model_name(gguf: &Gguf, path: &Path) -> String {
     if !name.is_empty() {
         return name.to_owned();
     }
-    gguf.string("general.name").ok().filter(|name| !name.is_empty()).unwrap_or("model").to_owned()
+    gguf.string("general.name")
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or("model")
+        .to_owned()
 }
 
 fn without_extension(file: &str) -> &str {

@@ -318,8 +318,7 @@ fn dequantize_refuses_what_does_not_fit() {
     ));
 }
 
-#[test]
-fn reads_the_default_model() {
+fn default_model() -> Gguf {
     let path = std::env::var_os("BATON_MODEL").map_or_else(
         || {
             PathBuf::from(concat!(
@@ -329,7 +328,12 @@ fn reads_the_default_model() {
         },
         PathBuf::from,
     );
-    let gguf = Gguf::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Gguf::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn reads_the_default_model() {
+    let gguf = default_model();
     assert_eq!(gguf.tensors().len(), 272);
     assert_eq!(gguf.string("general.architecture").unwrap(), "llama");
     assert_eq!(gguf.array_string("tokenizer.ggml.tokens").unwrap().len(), 49152);
@@ -344,6 +348,25 @@ fn reads_the_default_model() {
         .max()
         .unwrap();
     assert_eq!(end, gguf.bytes_all().len());
+}
+
+/// Bit for bit what the `gguf` Python package makes of the same rows.
+#[test]
+fn dequantizes_the_default_model() {
+    let gguf = default_model();
+    let check = |name: &str, row: usize, expected: u32| {
+        let tensor = gguf.tensor(name).unwrap();
+        let mut out = vec![0.0; tensor.columns];
+        dequantize(&tensor, row, &mut out).unwrap();
+        let mixed = out
+            .iter()
+            .fold(0u32, |mixed, value| mixed.rotate_left(5) ^ value.to_bits());
+        assert_eq!(mixed, expected, "{name} row {row}");
+    };
+    check("token_embd.weight", 49151, 0xb8272dd6);
+    check("blk.29.ffn_down.weight", 575, 0x8c0918c2);
+    check("blk.7.attn_q.weight", 100, 0xfaca7002);
+    check("output_norm.weight", 0, 0xbefabe09);
 }
 
 proptest! {
