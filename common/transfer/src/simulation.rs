@@ -1,1 +1,635 @@
+//! Sender and receiver over a network that drops, duplicates, reorders, delays, corrupts and cuts, with a real pool and real bytes.
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use baton_kv::{BlockId, Checksum, ChecksumState, Generation, HandoffId, KvMemory, NodeId, Owner, Pool, Time, TokenId};
+use proptest::prelude::*;
+
+use crate::{
+    AbortReason, Claims, FinalClaims, HandoffState, PieceHeader, Receiver, ReceiverAction, Reject, Sender,
+    SenderAction, SenderConfig, SenderState, StreamId, Verdict, Verify, WritePermit,
+    testing::{EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, config, kv_of, reserve},
+};
+
+const POOL_BLOCKS: usize = 9;
+const SOURCE_BLOCKS: usize = 4;
+/// Some share a prefix.
+const PROMPTS: [&[TokenId]; 4] = [
+    &[1, 2, 3, 4, 5, 6, 7, 8, 9],
+    &[1, 2, 3, 4, 5, 6, 7, 8],
+    &[1, 2, 3, 4, 9, 9],
+    &[5],
+];
+
+#[derive(Clone)]
+enum Frame {
+    Open(Claims),
+    Piece(PieceHeader, Vec<u8>),
+    Heartbeat,
+    Final(FinalClaims),
+}
+
+#[derive(Clone)]
+enum Reply {
+    Accepted(u64),
+    Renewed(u64),
+    Resend(Vec<usize>),
+    Verified,
+    Rejected(Reject),
+}
+
+struct Push {
+    handoff: HandoffId,
+    prompt: &'static [TokenId],
+    source: Arc<TestMemory>,
+    sender: Sender,
+}
+
+/// How often each happened to a handoff.
+#[derive(Default, Debug)]
+struct Ends {
+    verified: usize,
+    aborted: usize,
+    finished: usize,
+    released: usize,
+}
+
+struct World {
+    now: Time,
+    receiver: Receiver,
+    pool: Pool,
+    memory: Arc<TestMemory>,
+    actions: Vec<ReceiverAction>,
+    /// The index of a push is its stream's id.
+    pushes: Vec<Push>,
+    /// Every third handoff cannot be decoded (the node's queue is full), where set.
+    queue_full: bool,
+    frames: Vec<(usize, Frame)>,
+    replies: Vec<(usize, Reply)>,
+    permits: Vec<(usize, WritePermit, Vec<u8>)>,
+    verifies: Vec<(usize, Verify)>,
+    sequences: Vec<(HandoffId, Vec<BlockId>)>,
+    ends: BTreeMap<HandoffId, Ends>,
+}
+
+/// Another choice at each step.
+fn mix(choice: u16, step: usize) -> u16 {
+    ((u64::from(choice) + 1)
+        .wrapping_mul(step as u64 + 1)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        >> 40) as u16
+}
+
+/// One of `items`, whatever `at` is.
+fn pick<T>(items: &[T], at: u16) -> Option<usize> {
+    (!items.is_empty()).then(|| usize::from(at) % items.len())
+}
+
+impl World {
+    fn new(queue_full: bool) -> Self {
+        Self {
+            now: Time(0),
+            receiver: Receiver::new(config()),
+            pool: Pool::new(POOL_BLOCKS, LAYOUT.block_tokens),
+            memory: TestMemory::new(LAYOUT, POOL_BLOCKS),
+            actions: Vec::new(),
+            pushes: Vec::new(),
+            queue_full,
+            frames: Vec::new(),
+            replies: Vec::new(),
+            permits: Vec::new(),
+            verifies: Vec::new(),
+            sequences: Vec::new(),
+            ends: BTreeMap::new(),
+        }
+    }
+
+    /// Reserves, and starts a push of it.
+    fn reserve(&mut self, request: u128, attempt: u32, prompt: &'static [TokenId]) {
+        let wanted = reserve(request, attempt, prompt);
+        let deadline = wanted.deadline;
+        let Ok(ticket) = self
+            .receiver
+            .reserve(wanted, self.now, &mut self.pool, &mut self.actions)
+        else {
+            return;
+        };
+        let config = SenderConfig {
+            node: NodeId("prefill-0".into()),
+            epoch: EPOCH,
+            identity: IDENTITY,
+            layout: LAYOUT,
+            root: ROOT,
+            prompt,
+            deadline,
+        };
+        let source = TestMemory::new(LAYOUT, SOURCE_BLOCKS);
+        let table: Vec<BlockId> = (0..LAYOUT.blocks_for(prompt.len()) as u32).map(BlockId).collect();
+        source.compute(prompt, &table);
+        let handoff = ticket.handoff;
+        assert!(
+            self.ends.insert(handoff, Ends::default()).is_none(),
+            "ids are not reused"
+        );
+        self.pushes.push(Push {
+            handoff,
+            prompt,
+            source,
+            sender: Sender::new(ticket, config, self.now).unwrap(),
+        });
+    }
+
+    fn compute(&mut self, push: usize, tokens: usize) {
+        let push = &mut self.pushes[push];
+        let tokens = tokens.min(push.prompt.len());
+        let table: Vec<BlockId> = (0..LAYOUT.blocks_for(tokens) as u32).map(BlockId).collect();
+        push.sender.computed(tokens, &table);
+        if tokens == push.prompt.len() {
+            push.sender.first_token(42, -1.0);
+        }
+    }
+
+    /// What one sender wants to send goes into the network, blocks whole or layer by layer.
+    fn pump(&mut self, at: usize, whole: bool) {
+        let push = &mut self.pushes[at];
+        match push.sender.next(self.now, true) {
+            None => {}
+            Some(SenderAction::Open(claims)) => self.frames.push((at, Frame::Open(claims))),
+            Some(SenderAction::Heartbeat) => self.frames.push((at, Frame::Heartbeat)),
+            Some(SenderAction::Final(claims)) => self.frames.push((at, Frame::Final(claims))),
+            Some(SenderAction::Block(block)) => {
+                let data = push.source.block(block.block, block.valid_tokens);
+                let mut sum = ChecksumState::default();
+                sum.update(&data);
+                push.sender.sent(block.slot, sum.finish());
+                let run = if whole { LAYOUT.layers } else { 1 };
+                let layer_bytes = data.len() / LAYOUT.layers;
+                for (first, data) in data.chunks(run * layer_bytes).enumerate() {
+                    let header = PieceHeader {
+                        slot: block.slot,
+                        generation: block.generation,
+                        layers: first * run..(first + 1) * run,
+                        valid_tokens: block.valid_tokens,
+                        bytes: data.len(),
+                    };
+                    self.frames.push((at, Frame::Piece(header, data.to_vec())));
+                }
+            }
+        }
+    }
+
+    /// A frame arrives. What is refused changes nothing, and here the stream goes on.
+    fn deliver(&mut self, (at, frame): (usize, Frame)) {
+        let stream = StreamId(at as u64);
+        match frame {
+            Frame::Open(claims) => {
+                if let Ok(lease_ms) = self.receiver.opened(stream, &claims, self.now) {
+                    self.replies.push((at, Reply::Accepted(lease_ms)));
+                }
+            }
+            Frame::Heartbeat => {
+                if let Ok(lease_ms) = self.receiver.heartbeat(stream, self.now) {
+                    self.replies.push((at, Reply::Renewed(lease_ms)));
+                }
+            }
+            Frame::Piece(header, data) => {
+                if let Ok(Some(permit)) = self.receiver.begin_write(stream, &header, self.now) {
+                    self.permits.push((at, permit, data));
+                }
+            }
+            Frame::Final(claims) => {
+                if let Ok(Some(verify)) = self.receiver.finished(stream, &claims, self.now) {
+                    self.verifies.push((at, verify));
+                }
+            }
+        }
+    }
+
+    fn corrupt(&mut self, at: usize, how: u16) {
+        let Frame::Piece(header, data) = &mut self.frames[at].1 else {
+            return;
+        };
+        match how % 8 {
+            0 => header.slot ^= 1,
+            1 => header.generation = Generation(header.generation.0 ^ 1),
+            2 => header.valid_tokens ^= 1,
+            3 => header.bytes = 0,
+            _ => {
+                let byte = usize::from(how) % data.len();
+                data[byte] ^= 1 << (how % 7);
+            }
+        }
+    }
+
+    /// A copy under way ends.
+    fn land(&mut self, at: usize) {
+        let (push, permit, data) = self.permits.swap_remove(at);
+        let layer_bytes = data.len() / permit.layers().len();
+        for (layer, piece) in permit.layers().zip(data.chunks_exact(layer_bytes)) {
+            self.memory
+                .write(layer, permit.block(), permit.valid_tokens(), piece)
+                .unwrap();
+        }
+        let verify = self
+            .receiver
+            .landed(permit, true, self.now, &mut self.pool, &mut self.actions);
+        self.verifies.extend(verify.map(|verify| (push, verify)));
+    }
+
+    fn sum(&mut self, at: usize) {
+        let (push, verify) = self.verifies.swap_remove(at);
+        let mut scratch = Vec::new();
+        let sums: Vec<Checksum> = verify
+            .slots()
+            .iter()
+            .map(|slot| Checksum::of_block(&*self.memory, slot.block, slot.valid_tokens, &mut scratch).unwrap())
+            .collect();
+        let reply = match self
+            .receiver
+            .sums(verify, Some(&sums), self.now, &mut self.pool, &mut self.actions)
+        {
+            Ok(Verdict::Verified) => Reply::Verified,
+            Ok(Verdict::Resend { slots }) => Reply::Resend(slots),
+            Err(reject) => Reply::Rejected(reject),
+        };
+        self.replies.push((push, reply));
+    }
+
+    fn answer(&mut self, (at, reply): (usize, Reply)) {
+        let sender = &mut self.pushes[at].sender;
+        match reply {
+            Reply::Accepted(lease_ms) => sender.accepted(lease_ms),
+            Reply::Renewed(lease_ms) => sender.renewed(lease_ms),
+            Reply::Resend(slots) => sender.resend(&slots),
+            Reply::Verified => sender.verified(),
+            Reply::Rejected(reject) => sender.rejected(reject),
+        }
+    }
+
+    fn close(&mut self, at: usize) {
+        let stream = StreamId(at as u64);
+        self.receiver
+            .stream_closed(stream, None, self.now, &mut self.pool, &mut self.actions);
+    }
+
+    fn abort(&mut self, handoff: HandoffId, reason: AbortReason) {
+        self.receiver
+            .abort(handoff, reason, self.now, &mut self.pool, &mut self.actions);
+    }
+
+    fn tick(&mut self) {
+        self.receiver.tick(self.now, &mut self.pool, &mut self.actions);
+        assert!(
+            self.receiver.next_deadline().is_none_or(|next| next > self.now),
+            "a state outlived its deadline"
+        );
+    }
+
+    fn finish(&mut self, at: usize) {
+        let (handoff, table) = self.sequences.swap_remove(at);
+        self.pool.release(&table);
+        self.receiver.released(handoff, &mut self.actions);
+        self.ends.get_mut(&handoff).unwrap().finished += 1;
+    }
+
+    /// Does the actions, as a node would.
+    fn act(&mut self) {
+        while !self.actions.is_empty() {
+            for action in std::mem::take(&mut self.actions) {
+                match action {
+                    ReceiverAction::Verified {
+                        handoff,
+                        table,
+                        first_token,
+                        ..
+                    } => self.verified(handoff, table, first_token),
+                    ReceiverAction::Aborted { handoff, .. } => {
+                        self.ends.get_mut(&handoff).unwrap().aborted += 1;
+                        if let Some(at) = self.sequences.iter().position(|(owner, _)| *owner == handoff) {
+                            let (_, table) = self.sequences.swap_remove(at);
+                            self.pool.release(&table);
+                        }
+                    }
+                    ReceiverAction::Released { handoff } => self.ends.get_mut(&handoff).unwrap().released += 1,
+                    // The edge may be slow to close a stream: here only a cut or the drain deadline does.
+                    ReceiverAction::Fence { .. } | ReceiverAction::DrainOverdue { .. } => {}
+                }
+            }
+        }
+    }
+
+    fn verified(&mut self, handoff: HandoffId, table: Vec<BlockId>, first_token: TokenId) {
+        let push = self.pushes.iter().find(|push| push.handoff == handoff).unwrap();
+        assert_eq!((first_token, table.len()), (42, LAYOUT.blocks_for(push.prompt.len())));
+        for (index, block) in table.iter().enumerate() {
+            let tokens = (push.prompt.len() - index * LAYOUT.block_tokens).min(LAYOUT.block_tokens);
+            assert!(
+                self.memory.block(*block, tokens) == kv_of(&LAYOUT, push.prompt, index),
+                "decoded from wrong KV"
+            );
+        }
+        self.ends.get_mut(&handoff).unwrap().verified += 1;
+        if self.queue_full && handoff.0 % 3 == 0 {
+            self.abort(handoff, AbortReason::Node);
+        } else {
+            assert!(self.receiver.decoding(handoff));
+            self.sequences.push((handoff, table));
+        }
+    }
+
+    /// After every step.
+    fn check(&mut self) {
+        self.act();
+        self.pool.check().unwrap();
+        let writes = self.permits.iter().map(|(push, permit, _)| (*push, permit.block()));
+        let sums = self
+            .verifies
+            .iter()
+            .flat_map(|(push, verify)| verify.slots().iter().map(|slot| (*push, slot.block)));
+        for (push, block) in writes.chain(sums) {
+            let (owner, handoff) = (self.pool.owner(block), self.pushes[push].handoff);
+            assert!(
+                owner == Owner::Granted(handoff) || owner == Owner::Quarantined(handoff),
+                "{block:?} is {owner:?} while a write or a sum of {handoff:?} may touch it"
+            );
+        }
+        for ends in self.ends.values() {
+            assert!(
+                ends.verified <= 1 && ends.aborted <= 1 && ends.released <= 1,
+                "{ends:?}"
+            );
+        }
+    }
+
+    /// Nobody helps any more: what is under way on the node ends, then deadlines pass. Afterwards late frames change nothing.
+    fn settle(&mut self) {
+        self.check();
+        while !self.permits.is_empty() {
+            self.land(0);
+            self.check();
+        }
+        while !self.verifies.is_empty() {
+            self.sum(0);
+            self.check();
+        }
+        for _ in 0..3 * self.receiver.handoffs() {
+            let Some(next) = self.receiver.next_deadline() else {
+                break;
+            };
+            self.now = self.now.max(next);
+            self.tick();
+            self.check();
+        }
+        let counts = self.pool.counts();
+        assert_eq!(
+            (self.receiver.handoffs(), counts.free + counts.cached),
+            (0, counts.total)
+        );
+        for ends in self.ends.values() {
+            assert_eq!((ends.aborted + ends.finished, ends.released), (1, 1), "{ends:?}");
+        }
+        for frame in std::mem::take(&mut self.frames) {
+            self.deliver(frame);
+        }
+        assert!(self.permits.is_empty() && self.verifies.is_empty() && self.actions.is_empty());
+        assert_eq!(self.pool.counts(), counts);
+    }
+
+    /// A good moment for one push: all that waits is delivered, landed, summed and answered.
+    fn progress(&mut self, push: usize, order: u16) {
+        self.compute(push, usize::from(order % 16));
+        for _ in 0..8 {
+            self.pump(push, order % 3 == 0);
+        }
+        while let Some(at) = self.frames.iter().position(|(at, _)| *at == push) {
+            let frame = self.frames.remove(at);
+            self.deliver(frame);
+            if let Some(at) = pick(&self.permits, order) {
+                self.land(at);
+            }
+        }
+        while let Some(at) = self.permits.iter().position(|(at, ..)| *at == push) {
+            self.land(at);
+            self.check();
+        }
+        while !self.verifies.is_empty() {
+            self.sum(0);
+            self.check();
+        }
+        while let Some(at) = self.replies.iter().position(|(at, _)| *at == push) {
+            let reply = self.replies.remove(at);
+            self.answer(reply);
+        }
+    }
+
+    fn step(&mut self, op: u8, a: u16, b: u16) {
+        // Mostly the latest pushes; sometimes one long gone.
+        let recent = self
+            .pushes
+            .len()
+            .saturating_sub(if b % 16 == 0 { usize::MAX } else { 3 });
+        let push = pick(&self.pushes[recent..], a).map(|at| recent + at);
+        match op {
+            0 => {
+                let prompt = PROMPTS[usize::from(a) % PROMPTS.len()];
+                self.reserve(u128::from(b % 3), 1 + u32::from(b / 3 % 4), prompt);
+            }
+            1..5 => {
+                if let Some(push) = push {
+                    self.compute(push, usize::from(b % 16));
+                }
+            }
+            5..13 => {
+                for _ in 0..=b % 4 {
+                    if let Some(push) = push {
+                        self.pump(push, b % 2 == 0);
+                    }
+                }
+            }
+            13..21 => {
+                for _ in 0..=b % 4 {
+                    if let Some(at) = pick(&self.frames, a) {
+                        let frame = self.frames.swap_remove(at);
+                        self.deliver(frame);
+                        self.check();
+                    }
+                }
+            }
+            21 => {
+                if let Some(at) = pick(&self.frames, a) {
+                    let copy = self.frames[at].clone();
+                    self.frames.push(copy);
+                }
+            }
+            22 => {
+                if let Some(at) = pick(&self.frames, a) {
+                    self.frames.swap_remove(at);
+                }
+            }
+            23 => {
+                if let Some(at) = pick(&self.frames, a) {
+                    self.corrupt(at, b);
+                }
+            }
+            24..28 => {
+                if let Some(at) = pick(&self.permits, a) {
+                    self.land(at);
+                }
+            }
+            28..30 => {
+                if let Some(at) = pick(&self.verifies, a) {
+                    self.sum(at);
+                }
+            }
+            30..35 => {
+                if let Some(at) = pick(&self.replies, a) {
+                    let reply = self.replies.swap_remove(at);
+                    match b % 8 {
+                        0 => {}
+                        1 => {
+                            self.replies.push(reply.clone());
+                            self.answer(reply);
+                        }
+                        _ => self.answer(reply),
+                    }
+                }
+            }
+            35 => {
+                if let Some(push) = push {
+                    self.close(push);
+                }
+            }
+            36 => {
+                if let Some(push) = push {
+                    self.abort(self.pushes[push].handoff, AbortReason::Cancelled);
+                }
+            }
+            37..39 => {
+                self.now = self.now.after_ms(u64::from(b % 300));
+                self.tick();
+            }
+            39 => {
+                if let Some(at) = pick(&self.sequences, a) {
+                    self.finish(at);
+                }
+            }
+            40..44 => {
+                if let Some(push) = push {
+                    self.progress(push, b);
+                }
+            }
+            _ => {
+                if let Some(push) = push {
+                    let _ = self.receiver.renew(self.pushes[push].handoff, self.now);
+                }
+            }
+        }
+    }
+}
+
+/// Runs two pushes over a network that reorders (and duplicates or corrupts one frame), without loss, until both are verified.
+fn lossless(choices: &[u16], duplicate: bool, mut corrupt: Option<u16>) {
+    let mut world = World::new(false);
+    world.reserve(1, 1, PROMPTS[0]);
+    world.reserve(2, 1, PROMPTS[2]);
+    for step in 0..20_000 {
+        let choice = mix(choices[step % choices.len()], step);
+        let push = usize::from(choice) % 2;
+        world.compute(push, step / 4);
+        world.pump(push, choice % 3 == 0);
+        if let Some(at) = pick(&world.frames, choice / 5) {
+            if let (Some(how), true) = (corrupt, matches!(world.frames[at].1, Frame::Piece(..))) {
+                // Bytes only: what is wrong with a header is refused, and would be missing for good.
+                world.corrupt(at, how % 7 * 8 + 4);
+                corrupt = None;
+            }
+            let frame = world.frames.swap_remove(at);
+            if duplicate && choice % 4 == 0 {
+                world.frames.push(frame.clone());
+            }
+            world.deliver(frame);
+        }
+        if let Some(at) = pick(&world.permits, choice / 7).filter(|_| choice % 3 != 1) {
+            world.land(at);
+        }
+        if !world.verifies.is_empty() {
+            world.sum(0);
+        }
+        if let Some(at) = pick(&world.replies, choice / 3) {
+            let reply = world.replies.swap_remove(at);
+            world.answer(reply);
+        }
+        world.check();
+        if world
+            .pushes
+            .iter()
+            .all(|push| push.sender.state() == SenderState::Verified)
+        {
+            break;
+        }
+    }
+    assert_eq!(corrupt, None);
+    for push in &world.pushes {
+        assert_eq!(push.sender.state(), SenderState::Verified);
+        assert_eq!(world.receiver.state(push.handoff), Some(HandoffState::Decoding));
+    }
+    world.finish(0);
+    world.finish(0);
+    world.settle();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// No block is reused while a write may land; what is verified is right; every handoff ends once, and everything comes back.
+    #[test]
+    fn any_interleaving_of_frames_faults_and_deadlines(
+        queue_full: bool,
+        steps in prop::collection::vec((0_u8..45, any::<u16>(), any::<u16>()), 0..400),
+    ) {
+        let mut world = World::new(queue_full);
+        for (op, a, b) in steps {
+            world.step(op, a, b);
+            world.check();
+        }
+        world.settle();
+    }
+
+    #[test]
+    fn reordering_and_duplication_lose_nothing(choices in prop::collection::vec(any::<u16>(), 1..64)) {
+        lossless(&choices, true, None);
+    }
+
+    #[test]
+    fn one_corrupt_piece_is_healed(choices in prop::collection::vec(any::<u16>(), 1..64), how: u16) {
+        lossless(&choices, false, Some(how));
+    }
+}
+
+#[test]
+fn an_older_attempt_and_its_late_frames_do_not_disturb_the_newer() {
+    let mut world = World::new(false);
+    world.reserve(1, 1, PROMPTS[0]);
+    world.pump(0, true);
+    let open = world.frames.pop().unwrap();
+    world.deliver(open.clone());
+    world.answer((0, Reply::Accepted(1_000)));
+    world.compute(0, 9);
+    world.pump(0, true);
+    let late = world.frames.pop().unwrap();
+    world.reserve(1, 2, PROMPTS[0]);
+    world.check();
+    // Its stream is not closed yet: its blocks wait, the new attempt has others.
+    assert_eq!((world.pool.counts().quarantined, world.pool.counts().granted), (3, 3));
+    world.deliver(late);
+    world.deliver(open);
+    assert!(world.permits.is_empty());
+    world.close(0);
+    world.check();
+    assert_eq!(world.pool.counts().quarantined, 0);
+    assert_eq!(
+        world.receiver.state(world.pushes[1].handoff),
+        Some(HandoffState::Reserved)
+    );
+    world.settle();
+}

@@ -1,1 +1,252 @@
+//! Both ends over loopback, with memory in vectors.
 
+mod frames;
+mod harness;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use baton_kv::{Epoch, KvDtype, KvLayout, Time, TokenId};
+
+use super::*;
+use crate::{
+    AbortReason, Capability, PushFailure, Reject, Ticket,
+    testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, TestMemory, kv_of},
+};
+use harness::{Node, Source, within};
+
+/// Two full blocks and a tail.
+const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+#[tokio::test]
+async fn a_prompt_crosses_and_the_next_one_skips_what_is_held() {
+    async fn check(prompts: &[&[TokenId]], crossing: &[usize]) {
+        let node = Node::start(LAYOUT, 16).await;
+        let source = Source::new(LAYOUT, 8);
+        for (request, (prompt, blocks)) in prompts.iter().zip(crossing).enumerate() {
+            let ticket = node.reserve(request as u128, 1, prompt);
+            assert_eq!(ticket.slots.len(), *blocks, "{prompt:?}");
+            let handoff = ticket.handoff;
+            let report = within(source.push_in_chunks(ticket, prompt, 3)).await.unwrap();
+            let tokens = prompt.len() - (LAYOUT.blocks_for(prompt.len()) - blocks) * LAYOUT.block_tokens;
+            assert_eq!(
+                (report.kv_blocks, report.kv_bytes),
+                (*blocks, LAYOUT.valid_bytes(tokens) as u64)
+            );
+            assert!(report.bytes_per_s > 0.0 && report.transfer_ms > 0.0);
+            let table = node.verified(handoff).await;
+            for (index, block) in table.iter().enumerate() {
+                let tokens = (prompt.len() - index * LAYOUT.block_tokens).min(LAYOUT.block_tokens);
+                assert_eq!(node.memory.block(*block, tokens), kv_of(&LAYOUT, prompt, index));
+            }
+        }
+        node.finish_all();
+        node.idle().await;
+    }
+    check(&[&[1]], &[1]).await;
+    check(&[&PROMPT[..8]], &[2]).await;
+    check(&[&PROMPT, &PROMPT, &PROMPT[..8], &[1, 2, 3, 4, 5, 9]], &[3, 1, 1, 1]).await;
+}
+
+#[tokio::test]
+async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
+    // 4 MiB per two layers.
+    let layout = KvLayout {
+        layers: 5,
+        heads: 2,
+        head_dim: 8_192,
+        block_tokens: 32,
+        dtype: KvDtype::Bf16,
+    };
+    assert_eq!(crate::layer_runs(&layout, 32).count(), 3);
+    let node = Node::start(layout, 2).await;
+    let source = Source::new(layout, 2);
+    let prompt: Vec<TokenId> = (0..33).collect();
+    let ticket = node.reserve(1, 1, &prompt);
+    let handoff = ticket.handoff;
+    within(source.push_in_chunks(ticket, &prompt, 33)).await.unwrap();
+    let table = node.verified(handoff).await;
+    assert!(node.memory.block(table[0], 32) == kv_of(&layout, &prompt, 0));
+    assert!(node.memory.block(table[1], 1) == kv_of(&layout, &prompt, 1));
+}
+
+#[tokio::test]
+async fn a_corrupt_piece_is_sent_again_and_a_second_one_ends_the_push() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+    let ticket = node.reserve(1, 1, &PROMPT);
+    let handoff = ticket.handoff;
+    node.memory.corrupt_writes(1);
+    let report = within(source.push_in_chunks(ticket, &PROMPT, 9)).await.unwrap();
+    assert_eq!(report.kv_blocks, 3);
+    let table = node.verified(handoff).await;
+    assert_eq!(node.memory.block(table[0], 4), kv_of(&LAYOUT, &PROMPT, 0));
+    node.finish_all();
+
+    let other: Vec<TokenId> = PROMPT.iter().map(|token| token + 100).collect();
+    let ticket = node.reserve(2, 1, &other);
+    let handoff = ticket.handoff;
+    node.memory.corrupt_writes(usize::MAX);
+    let error = within(source.push_in_chunks(ticket, &other, 9)).await.unwrap_err();
+    assert_eq!(error.code(), "CHECKSUM_MISMATCH");
+    assert_eq!(
+        node.aborted(handoff).await,
+        AbortReason::Rejected(Reject::ChecksumMismatch)
+    );
+    node.idle().await;
+}
+
+#[tokio::test]
+async fn a_sender_that_goes_midway_leaves_nothing_behind() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+
+    // The future is dropped while a block has arrived and others have not been computed.
+    let ticket = node.reserve(1, 1, &PROMPT);
+    let handoff = ticket.handoff;
+    let (feed, push) = source.start(ticket, &PROMPT);
+    feed.computed(4, &source.table(4), Arc::new(()));
+    tokio::select! {
+        result = push => panic!("{result:?}"),
+        () = within(node.written()) => {}
+    }
+    assert_eq!(node.aborted(handoff).await, AbortReason::StreamClosed);
+    node.idle().await;
+
+    // The node role drops its feed.
+    let ticket = node.reserve(1, 2, &PROMPT);
+    let handoff = ticket.handoff;
+    let (feed, push) = source.start(ticket, &PROMPT);
+    drop(feed);
+    assert!(matches!(within(push).await, Err(PushError::Abandoned)));
+    assert_ne!(node.aborted(handoff).await, AbortReason::Superseded);
+    node.idle().await;
+}
+
+#[tokio::test]
+async fn a_push_that_is_not_invited_is_refused() {
+    async fn check(change: impl FnOnce(&mut Ticket), expected: Reject) {
+        let node = Node::start(LAYOUT, 4).await;
+        let source = Source::new(LAYOUT, 4);
+        let mut ticket = node.reserve(1, 1, &PROMPT);
+        let good = ticket.clone();
+        change(&mut ticket);
+        let error = within(source.push_in_chunks(ticket, &PROMPT, 9)).await.unwrap_err();
+        assert!(
+            matches!(error, PushError::Failed(PushFailure::Rejected(reject)) if reject == expected),
+            "{error:?} instead of {expected:?}"
+        );
+        if expected == Reject::StaleGeneration {
+            // The stream was the right one: it ended with the handoff.
+            assert_eq!(node.aborted(good.handoff).await, AbortReason::Rejected(expected));
+            node.idle().await;
+        } else {
+            within(source.push_in_chunks(good, &PROMPT, 9)).await.unwrap();
+        }
+    }
+    check(
+        |ticket| ticket.capability = Capability::new([9; 32]),
+        Reject::BadCapability,
+    )
+    .await;
+    check(|ticket| ticket.epoch = Epoch(EPOCH.0 + 1), Reject::StaleEpoch).await;
+    check(|ticket| ticket.handoff.0 += 1, Reject::UnknownHandoff).await;
+    check(|ticket| ticket.attempt.0 += 1, Reject::UnknownHandoff).await;
+    check(|ticket| ticket.slots[0].generation.0 += 1, Reject::StaleGeneration).await;
+}
+
+#[tokio::test]
+async fn the_decode_node_can_end_a_push_from_its_side() {
+    async fn check(end: impl FnOnce(&Node), expected: AbortReason, code: &str) {
+        let node = Node::start(LAYOUT, 4).await;
+        let source = Source::new(LAYOUT, 4);
+        let ticket = node.reserve(1, 1, &PROMPT);
+        let handoff = ticket.handoff;
+        let (feed, push) = source.start(ticket, &PROMPT);
+        feed.computed(4, &source.table(4), Arc::new(()));
+        let (result, ()) = within(async {
+            tokio::join!(push, async {
+                node.written().await;
+                end(&node);
+            })
+        })
+        .await;
+        assert_eq!(result.unwrap_err().code(), code);
+        assert_eq!(node.aborted(handoff).await, expected);
+        node.idle().await;
+    }
+    check(|node| node.abort_all(), AbortReason::Cancelled, "ABORTED").await;
+    check(|node| node.pass_ms(LEASE_MS), AbortReason::LeaseEnded, "LEASE_ENDED").await;
+    check(
+        |node| node.pass_ms(DEADLINE.0 / 1_000),
+        AbortReason::Deadline,
+        "LEASE_ENDED",
+    )
+    .await;
+    check(
+        |node| node.shutdown.cancel(),
+        AbortReason::Rejected(Reject::Aborted),
+        "ABORTED",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn heartbeats_keep_the_lease_while_the_prompt_is_computed() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+    let ticket = node.reserve(1, 1, &PROMPT);
+    let handoff = ticket.handoff;
+    let (feed, push) = source.start(ticket, &PROMPT);
+    let (result, ()) = within(async {
+        tokio::join!(push, async {
+            // Nothing is computed for longer than the lease.
+            while node.now() < Time(0).after_ms(LEASE_MS + LEASE_MS / 4) {
+                node.until_renewed(handoff).await;
+            }
+            feed.computed(9, &source.table(9), Arc::new(()));
+            feed.first_token(42, -1.0);
+        })
+    })
+    .await;
+    result.unwrap();
+    node.verified(handoff).await;
+}
+
+#[tokio::test]
+async fn what_is_pushed_stays_held_until_the_push_has_ended() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+    let hold = Arc::new(());
+    let (feed, push) = source.start(node.reserve(1, 1, &PROMPT), &PROMPT);
+    feed.computed(4, &source.table(4), hold.clone());
+    feed.computed(9, &source.table(9), hold.clone());
+    feed.first_token(42, -1.0);
+    drop(feed);
+    assert_eq!(Arc::strong_count(&hold), 3);
+    within(push).await.unwrap();
+    assert_eq!(Arc::strong_count(&hold), 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_there_is_named() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    for address in [free.to_string(), "not an address".to_owned()] {
+        let ticket = Ticket {
+            address: address.clone(),
+            ..node.reserve(1, 1, &PROMPT)
+        };
+        let error = within(source.push_in_chunks(ticket, &PROMPT, 9)).await.unwrap_err();
+        assert!(
+            error.code() == "PEER_UNREACHABLE" && error.to_string().contains(&address),
+            "{error}"
+        );
+        node.abort_all();
+    }
+    node.idle().await;
+}
