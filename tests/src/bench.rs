@@ -26,14 +26,37 @@ pub struct Figure {
 
 impl Figure {
     /// A rate: more is better.
-    pub fn rate(metric: &'static str, unit: &'static str, ours: f64, peer: Option<(f64, &str)>, limit: Option<f64>) -> Self {
+    pub fn rate(
+        metric: &'static str,
+        unit: &'static str,
+        ours: f64,
+        peer: Option<(f64, &str)>,
+        limit: Option<f64>,
+    ) -> Self {
         let ratio = peer.map(|(value, _)| ours / value);
-        Self { metric, unit, ours, peer: peer.map(|pair| pair.0), peer_name: peer.map(|pair| pair.1.to_owned()), limit, ratio }
+        Self {
+            metric,
+            unit,
+            ours,
+            peer: peer.map(|pair| pair.0),
+            peer_name: peer.map(|pair| pair.1.to_owned()),
+            limit,
+            ratio,
+        }
     }
 
     /// A time: less is better.
-    pub fn time(metric: &'static str, unit: &'static str, ours: f64, peer: Option<(f64, &str)>, limit: Option<f64>) -> Self {
-        Self { ratio: peer.map(|(value, _)| value / ours), ..Self::rate(metric, unit, ours, peer, limit) }
+    pub fn time(
+        metric: &'static str,
+        unit: &'static str,
+        ours: f64,
+        peer: Option<(f64, &str)>,
+        limit: Option<f64>,
+    ) -> Self {
+        Self {
+            ratio: peer.map(|(value, _)| value / ours),
+            ..Self::rate(metric, unit, ours, peer, limit)
+        }
     }
 }
 
@@ -58,7 +81,9 @@ pub fn read_bandwidth(threads: usize) -> f64 {
         seconds(|| {
             std::thread::scope(|scope| {
                 for part in memory.chunks(WORDS.div_ceil(threads)) {
-                    scope.spawn(move || std::hint::black_box(part.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word))));
+                    scope.spawn(move || {
+                        std::hint::black_box(part.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)))
+                    });
                 }
             });
         })
@@ -74,7 +99,10 @@ pub fn report(name: &str, figures: &[Figure]) -> std::io::Result<()> {
     let path = folder.join(format!("{name}.jsonl"));
     let mut file = std::fs::File::create(&path)?;
     let shown = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.2}"));
-    println!("{:<28} {:>9} {:>12} {:>12} {:>12} {:>7}  peer", "metric", "unit", "ours", "peer", "limit", "ratio");
+    println!(
+        "{:<28} {:>9} {:>12} {:>12} {:>12} {:>7}  peer",
+        "metric", "unit", "ours", "peer", "limit", "ratio"
+    );
     for figure in figures {
         println!(
             "{:<28} {:>9} {:>12} {:>12} {:>12} {:>7}  {}",

@@ -32,15 +32,24 @@ pub struct Answer {
 
 /// Connects to the router.
 pub async fn connect(cluster: &Cluster) -> GenerationClient<Channel> {
-    GenerationClient::connect(format!("http://{}", cluster.router.grpc)).await.expect("the router listens")
+    GenerationClient::connect(format!("http://{}", cluster.router.grpc))
+        .await
+        .expect("the router listens")
 }
 
 /// A request for `max_tokens` greedy tokens after `prompt`, with log-probabilities.
 pub fn greedy(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         input: Some(Input::Tokens(TokenIds { ids: prompt.to_vec() })),
-        stopping: Some(Stopping { max_tokens: Some(max_tokens), ignore_eos: Some(true), ..Stopping::default() }),
-        output: Some(Output { logprobs: Some(true), ..Output::default() }),
+        stopping: Some(Stopping {
+            max_tokens: Some(max_tokens),
+            ignore_eos: Some(true),
+            ..Stopping::default()
+        }),
+        output: Some(Output {
+            logprobs: Some(true),
+            ..Output::default()
+        }),
         ..GenerateRequest::default()
     }
 }
@@ -61,12 +70,17 @@ pub fn sampled(prompt: &[u32], max_tokens: u32, seed: u64) -> GenerateRequest {
 
 /// Asks for text: `prompt` as it is.
 pub fn text(prompt: &str, max_tokens: u32) -> GenerateRequest {
-    GenerateRequest { input: Some(Input::Text(prompt.to_owned())), ..greedy(&[], max_tokens) }
+    GenerateRequest {
+        input: Some(Input::Text(prompt.to_owned())),
+        ..greedy(&[], max_tokens)
+    }
 }
 
 /// The next event of a stream, under a deadline.
 pub async fn next(stream: &mut Streaming<GenerateEvent>) -> Result<Option<GenerateEvent>, Status> {
-    tokio::time::timeout(EVENT_LIMIT, stream.message()).await.expect("an event, or an end, in time")
+    tokio::time::timeout(EVENT_LIMIT, stream.message())
+        .await
+        .expect("an event, or an end, in time")
 }
 
 /// Runs a request to its end, checking what every stream must keep: sequence numbers and indices without gap or repeat,
@@ -87,9 +101,15 @@ pub async fn run(client: &mut GenerationClient<Channel>, request: GenerateReques
             }
             Event::Delta(delta) => {
                 assert!(begun, "Started comes first");
-                assert_eq!(delta.index as usize, answer.ids.len(), "indices have no gap and no repeat");
+                assert_eq!(
+                    delta.index as usize,
+                    answer.ids.len(),
+                    "indices have no gap and no repeat"
+                );
                 answer.ids.extend(delta.ids);
-                answer.logprobs.extend(delta.logprobs.iter().map(|value| value.to_bits()));
+                answer
+                    .logprobs
+                    .extend(delta.logprobs.iter().map(|value| value.to_bits()));
                 answer.text.push_str(&delta.text);
             }
             Event::Finished(finished) => {

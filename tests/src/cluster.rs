@@ -57,11 +57,17 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it and waits until the router is ready to serve.
     pub fn start(options: ClusterOptions) -> Self {
-        let mut args: Vec<String> = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model"].map(str::to_owned).into();
+        let mut args: Vec<String> = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model"]
+            .map(str::to_owned)
+            .into();
         args.push(options.model.display().to_string());
         args.extend(options.router_args.iter().cloned());
         let router = Process::start(Role::Router, &args, &options.env);
-        let mut cluster = Self { router, nodes: Vec::new(), options };
+        let mut cluster = Self {
+            router,
+            nodes: Vec::new(),
+            options,
+        };
         for index in 0..cluster.options.prefill {
             cluster.add_node(Role::Prefill, index);
         }
@@ -74,7 +80,11 @@ impl Cluster {
 
     /// Starts one more node.
     pub fn add_node(&mut self, role: Role, index: usize) {
-        let extra = if role == Role::Prefill { &self.options.prefill_args } else { &self.options.decode_args };
+        let extra = if role == Role::Prefill {
+            &self.options.prefill_args
+        } else {
+            &self.options.decode_args
+        };
         let mut args: Vec<String> = [
             ("--grpc", "127.0.0.1:0".to_owned()),
             ("--ops", "127.0.0.1:0".to_owned()),
@@ -96,21 +106,36 @@ impl Cluster {
     /// Waits until the router counts every node that lives.
     pub fn wait_members(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        let expected = self.nodes.iter_mut().map(|node| usize::from(node.alive())).sum::<usize>();
+        let expected = self
+            .nodes
+            .iter_mut()
+            .map(|node| usize::from(node.alive()))
+            .sum::<usize>();
         loop {
             let text = http::get(self.router.http, "/metrics").body;
-            let ready: f64 = leak::samples(&text, "baton_nodes", "phase").get("ready").copied().unwrap_or(0.0);
+            let ready: f64 = leak::samples(&text, "baton_nodes", "phase")
+                .get("ready")
+                .copied()
+                .unwrap_or(0.0);
             if ready as usize == expected {
                 return;
             }
-            assert!(Instant::now() < deadline, "the router sees {ready} ready nodes of {expected}; its log:\n{}", self.router.log());
+            assert!(
+                Instant::now() < deadline,
+                "the router sees {ready} ready nodes of {expected}; its log:\n{}",
+                self.router.log()
+            );
             pause();
         }
     }
 
     /// The `index`-th node of a role.
     pub fn node(&mut self, role: Role, index: usize) -> &mut Process {
-        self.nodes.iter_mut().filter(|node| node.role == role).nth(index).expect("there is such a node")
+        self.nodes
+            .iter_mut()
+            .filter(|node| node.role == role)
+            .nth(index)
+            .expect("there is such a node")
     }
 
     /// On every node that lives: nothing is held once nothing runs, within `limit`.
@@ -125,10 +150,23 @@ impl Cluster {
     /// Every process lives, and none logged an ERROR.
     pub fn assert_healthy(&mut self) {
         for process in std::iter::once(&mut self.router).chain(&mut self.nodes) {
-            assert!(process.alive(), "baton {} has died; its log:\n{}", process.role.command(), process.log());
+            assert!(
+                process.alive(),
+                "baton {} has died; its log:\n{}",
+                process.role.command(),
+                process.log()
+            );
             let log = process.log();
-            assert!(!log.contains("ERROR"), "baton {} logged an error:\n{log}", process.role.command());
-            assert!(!log.contains("panicked"), "baton {} panicked:\n{log}", process.role.command());
+            assert!(
+                !log.contains("ERROR"),
+                "baton {} logged an error:\n{log}",
+                process.role.command()
+            );
+            assert!(
+                !log.contains("panicked"),
+                "baton {} panicked:\n{log}",
+                process.role.command()
+            );
         }
     }
 }

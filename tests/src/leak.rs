@@ -10,7 +10,9 @@ use crate::{http, process::pause};
 pub fn samples(text: &str, metric: &str, label: &str) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let Some((series, value)) = line.rsplit_once(' ') else { continue };
+        let Some((series, value)) = line.rsplit_once(' ') else {
+            continue;
+        };
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
         if name != metric {
             continue;

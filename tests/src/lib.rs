@@ -19,13 +19,18 @@ use std::path::PathBuf;
 
 /// The workspace's root.
 pub fn workspace() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_path_buf()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate lies in the workspace")
+        .to_path_buf()
 }
 
 /// The default model's file. Panics, saying what to do, when it is missing.
 pub fn default_model() -> PathBuf {
-    let path = std::env::var_os("BATON_MODEL")
-        .map_or_else(|| workspace().join(".models/SmolLM2-135M-Instruct.Q4_1.gguf"), PathBuf::from);
+    let path = std::env::var_os("BATON_MODEL").map_or_else(
+        || workspace().join(".models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        PathBuf::from,
+    );
     assert!(path.is_file(), "{} is missing: run `make model`", path.display());
     path
 }
@@ -36,15 +41,26 @@ pub fn baton() -> PathBuf {
         return PathBuf::from(path);
     }
     let test = std::env::current_exe().expect("the test's own path");
-    let path = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps/TEST").join("baton");
-    assert!(path.is_file(), "{} is missing: run `cargo build -p baton`", path.display());
+    let path = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("target/PROFILE/deps/TEST")
+        .join("baton");
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build -p baton`",
+        path.display()
+    );
     path
 }
 
 /// The Python that has the clients of `tests/requirements.txt`.
 pub fn python() -> PathBuf {
-    let path =
-        std::env::var_os("BATON_PYTHON").map_or_else(|| workspace().join(".venv/bin/python"), PathBuf::from);
-    assert!(path.is_file(), "{} is missing: run `make test`, or `make .venv/stamp`", path.display());
+    let path = std::env::var_os("BATON_PYTHON").map_or_else(|| workspace().join(".venv/bin/python"), PathBuf::from);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make test`, or `make .venv/stamp`",
+        path.display()
+    );
     path
 }

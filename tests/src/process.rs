@@ -84,10 +84,21 @@ impl Process {
             }),
         ];
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut process = Self { role, grpc: nowhere, http: nowhere, child, events, log, readers };
+        let mut process = Self {
+            role,
+            grpc: nowhere,
+            http: nowhere,
+            child,
+            events,
+            log,
+            readers,
+        };
         let listening = process.wait_event("listening", Duration::from_secs(60));
         let address = |key: &str| -> SocketAddr {
-            listening[key].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{key} in {listening}"))
+            listening[key]
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_else(|| panic!("{key} in {listening}"))
         };
         (process.grpc, process.http) = (address("grpc"), address("http"));
         process
@@ -97,12 +108,19 @@ impl Process {
     pub fn wait_event(&mut self, name: &str, limit: Duration) -> serde_json::Value {
         let deadline = Instant::now() + limit;
         loop {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .events
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(event) if event["event"] == name => return event,
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     let status = self.child.try_wait().expect("wait");
-                    panic!("baton {}: no {name:?} event (status {status:?}); its log:\n{}", self.role.command(), self.log());
+                    panic!(
+                        "baton {}: no {name:?} event (status {status:?}); its log:\n{}",
+                        self.role.command(),
+                        self.log()
+                    );
                 }
             }
         }
@@ -126,7 +144,10 @@ impl Process {
 
     /// Sends a signal by name, e.g. `STOP`, `CONT`, `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status().expect("kill");
+        let status = Command::new("kill")
+            .args([format!("-{name}"), self.id().to_string()])
+            .status()
+            .expect("kill");
         assert!(status.success(), "kill -{name}");
     }
 
@@ -137,18 +158,27 @@ impl Process {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "baton {} did not end; its log:\n{}", self.role.command(), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "baton {} did not end; its log:\n{}",
+                self.role.command(),
+                self.log()
+            );
             pause();
         }
     }
 
     /// What it logged, the oldest lines dropped.
     pub fn log(&self) -> String {
-        self.log.lock().expect("log").iter().fold(String::new(), |mut text, line| {
-            text.push_str(line);
-            text.push('\n');
-            text
-        })
+        self.log
+            .lock()
+            .expect("log")
+            .iter()
+            .fold(String::new(), |mut text, line| {
+                text.push_str(line);
+                text.push('\n');
+                text
+            })
     }
 }
 
@@ -156,7 +186,12 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("── log of baton {} ({}) ──\n{}", self.role.command(), self.grpc, self.log());
+            eprintln!(
+                "── log of baton {} ({}) ──\n{}",
+                self.role.command(),
+                self.grpc,
+                self.log()
+            );
         }
         for reader in self.readers.drain(..) {
             let _ = reader.join();

@@ -11,7 +11,10 @@ use tonic_types::StatusExt;
 fn details(status: &Status) -> (String, Option<String>) {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
-    let field = details.bad_request().and_then(|bad| bad.field_violations.first()).map(|violation| violation.field.clone());
+    let field = details
+        .bad_request()
+        .and_then(|bad| bad.field_violations.first())
+        .map(|violation| violation.field.clone());
     (reason, field)
 }
 
@@ -35,47 +38,150 @@ async fn over_grpc() {
     let mut api = client::connect(&cluster).await;
     let tokens = |ids: Vec<u32>| with(|request| request.input = Some(Input::Tokens(TokenIds { ids })));
     let chat = |role: &str| {
-        let message = Message { role: role.to_owned(), content: "x".to_owned() };
-        with(|request| request.input = Some(Input::Chat(Chat { messages: vec![message] })))
+        let message = Message {
+            role: role.to_owned(),
+            content: "x".to_owned(),
+        };
+        with(|request| {
+            request.input = Some(Input::Chat(Chat {
+                messages: vec![message],
+            }))
+        })
     };
     let cases = [
         ("no input", with(|request| request.input = None), Code::InvalidArgument),
         ("no tokens", tokens(vec![]), Code::InvalidArgument),
-        ("empty text", with(|request| request.input = Some(Input::Text(String::new()))), Code::InvalidArgument),
-        ("empty chat", with(|request| request.input = Some(Input::Chat(Chat::default()))), Code::InvalidArgument),
+        (
+            "empty text",
+            with(|request| request.input = Some(Input::Text(String::new()))),
+            Code::InvalidArgument,
+        ),
+        (
+            "empty chat",
+            with(|request| request.input = Some(Input::Chat(Chat::default()))),
+            Code::InvalidArgument,
+        ),
         ("unknown role", chat("king"), Code::InvalidArgument),
-        ("a token beyond the vocabulary", tokens(vec![49_152]), Code::InvalidArgument),
-        ("a prompt as long as the context", tokens(vec![5; 8_192]), Code::InvalidArgument),
-        ("a prompt far beyond the context", tokens(vec![5; 200_000]), Code::InvalidArgument),
-        ("text far beyond the context", with(|request| request.input = Some(Input::Text("word ".repeat(60_000)))), Code::InvalidArgument),
-        ("unknown model", with(|request| request.model = "gpt-5".to_owned()), Code::NotFound),
-        ("negative temperature", sampling(|sampling| sampling.temperature = Some(-0.1)), Code::InvalidArgument),
-        ("NaN temperature", sampling(|sampling| sampling.temperature = Some(f32::NAN)), Code::InvalidArgument),
-        ("infinite temperature", sampling(|sampling| sampling.temperature = Some(f32::INFINITY)), Code::InvalidArgument),
-        ("top_p 0", sampling(|sampling| sampling.top_p = Some(0.0)), Code::InvalidArgument),
-        ("top_p over 1", sampling(|sampling| sampling.top_p = Some(1.5)), Code::InvalidArgument),
-        ("min_p over 1", sampling(|sampling| sampling.min_p = Some(1.1)), Code::InvalidArgument),
+        (
+            "a token beyond the vocabulary",
+            tokens(vec![49_152]),
+            Code::InvalidArgument,
+        ),
+        (
+            "a prompt as long as the context",
+            tokens(vec![5; 8_192]),
+            Code::InvalidArgument,
+        ),
+        (
+            "a prompt far beyond the context",
+            tokens(vec![5; 200_000]),
+            Code::InvalidArgument,
+        ),
+        (
+            "text far beyond the context",
+            with(|request| request.input = Some(Input::Text("word ".repeat(60_000)))),
+            Code::InvalidArgument,
+        ),
+        (
+            "unknown model",
+            with(|request| request.model = "gpt-5".to_owned()),
+            Code::NotFound,
+        ),
+        (
+            "negative temperature",
+            sampling(|sampling| sampling.temperature = Some(-0.1)),
+            Code::InvalidArgument,
+        ),
+        (
+            "NaN temperature",
+            sampling(|sampling| sampling.temperature = Some(f32::NAN)),
+            Code::InvalidArgument,
+        ),
+        (
+            "infinite temperature",
+            sampling(|sampling| sampling.temperature = Some(f32::INFINITY)),
+            Code::InvalidArgument,
+        ),
+        (
+            "top_p 0",
+            sampling(|sampling| sampling.top_p = Some(0.0)),
+            Code::InvalidArgument,
+        ),
+        (
+            "top_p over 1",
+            sampling(|sampling| sampling.top_p = Some(1.5)),
+            Code::InvalidArgument,
+        ),
+        (
+            "min_p over 1",
+            sampling(|sampling| sampling.min_p = Some(1.1)),
+            Code::InvalidArgument,
+        ),
         ("n 2", sampling(|sampling| sampling.n = Some(2)), Code::Unimplemented),
         ("n 0", sampling(|sampling| sampling.n = Some(0)), Code::InvalidArgument),
-        ("presence penalty", sampling(|sampling| sampling.presence_penalty = Some(0.5)), Code::Unimplemented),
-        ("logit bias", sampling(|sampling| drop(sampling.logit_bias.insert(5, 1.0))), Code::Unimplemented),
-        ("max_tokens 0", stopping(|stopping| stopping.max_tokens = Some(0)), Code::InvalidArgument),
-        ("17 stop strings", stopping(|stopping| stopping.stop = vec!["x".to_owned(); 17]), Code::InvalidArgument),
-        ("an empty stop string", stopping(|stopping| stopping.stop = vec![String::new()]), Code::InvalidArgument),
-        ("a stop string of 257 characters", stopping(|stopping| stopping.stop = vec!["é".repeat(257)]), Code::InvalidArgument),
-        ("a stop id beyond the vocabulary", stopping(|stopping| stopping.stop_token_ids = vec![50_000]), Code::InvalidArgument),
-        ("alternatives", with(|request| request.output = Some(Output { logprobs: Some(true), top_logprobs: Some(5) })), Code::Unimplemented),
+        (
+            "presence penalty",
+            sampling(|sampling| sampling.presence_penalty = Some(0.5)),
+            Code::Unimplemented,
+        ),
+        (
+            "logit bias",
+            sampling(|sampling| sampling.logit_bias.extend([(5, 1.0)])),
+            Code::Unimplemented,
+        ),
+        (
+            "max_tokens 0",
+            stopping(|stopping| stopping.max_tokens = Some(0)),
+            Code::InvalidArgument,
+        ),
+        (
+            "17 stop strings",
+            stopping(|stopping| stopping.stop = vec!["x".to_owned(); 17]),
+            Code::InvalidArgument,
+        ),
+        (
+            "an empty stop string",
+            stopping(|stopping| stopping.stop = vec![String::new()]),
+            Code::InvalidArgument,
+        ),
+        (
+            "a stop string of 257 characters",
+            stopping(|stopping| stopping.stop = vec!["é".repeat(257)]),
+            Code::InvalidArgument,
+        ),
+        (
+            "a stop id beyond the vocabulary",
+            stopping(|stopping| stopping.stop_token_ids = vec![50_000]),
+            Code::InvalidArgument,
+        ),
+        (
+            "alternatives",
+            with(|request| {
+                request.output = Some(Output {
+                    logprobs: Some(true),
+                    top_logprobs: Some(5),
+                })
+            }),
+            Code::Unimplemented,
+        ),
     ];
     for (what, request, code) in cases {
         let error = client::run(&mut api, request).await.expect_err(what);
         assert_eq!(error.code(), code, "{what}: {error:?}");
         let (reason, _) = details(&error);
-        assert!(!reason.is_empty() && reason.chars().all(|c| c.is_ascii_uppercase() || c == '_'), "{what}: reason {reason:?}");
+        assert!(
+            !reason.is_empty() && reason.chars().all(|c| c.is_ascii_uppercase() || c == '_'),
+            "{what}: reason {reason:?}"
+        );
     }
-    let error = client::run(&mut api, sampling(|sampling| sampling.temperature = Some(-1.0))).await.expect_err("refused");
+    let error = client::run(&mut api, sampling(|sampling| sampling.temperature = Some(-1.0)))
+        .await
+        .expect_err("refused");
     assert_eq!(details(&error).1.as_deref(), Some("sampling.temperature"));
     // And it still answers.
-    let answer = client::run(&mut api, client::greedy(&[1, 2, 3], 4)).await.expect("an answer");
+    let answer = client::run(&mut api, client::greedy(&[1, 2, 3], 4))
+        .await
+        .expect("an answer");
     assert_eq!(answer.ids.len(), 4);
     cluster.assert_idle(std::time::Duration::from_secs(15));
     cluster.assert_healthy();
@@ -88,27 +194,103 @@ async fn over_http() {
     let messages = json!([{ "role": "user", "content": "hi" }]);
     let chat = |extra: Value| {
         let mut body = json!({ "messages": messages, "max_tokens": 3 });
-        body.as_object_mut().expect("object").extend(extra.as_object().expect("object").clone());
+        body.as_object_mut()
+            .expect("object")
+            .extend(extra.as_object().expect("object").clone());
         body.to_string().into_bytes()
     };
     let nested = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes();
-    let long = json!({ "prompt": vec![5; 8_192], "max_tokens": 1 }).to_string().into_bytes();
+    let long = json!({ "prompt": vec![5; 8_192], "max_tokens": 1 })
+        .to_string()
+        .into_bytes();
     let cases: Vec<(&str, &str, Vec<u8>, u16, &str)> = vec![
         ("not JSON", "/v1/chat/completions", b"{".to_vec(), 400, "MALFORMED"),
-        ("not an object", "/v1/chat/completions", b"[]".to_vec(), 400, "MALFORMED"),
+        (
+            "not an object",
+            "/v1/chat/completions",
+            b"[]".to_vec(),
+            400,
+            "MALFORMED",
+        ),
         ("nothing", "/v1/chat/completions", Vec::new(), 400, "MALFORMED"),
-        ("invalid UTF-8", "/v1/chat/completions", b"{\"messages\": \"\xff\xfe\"}".to_vec(), 400, "MALFORMED"),
+        (
+            "invalid UTF-8",
+            "/v1/chat/completions",
+            b"{\"messages\": \"\xff\xfe\"}".to_vec(),
+            400,
+            "MALFORMED",
+        ),
         ("deep nesting", "/v1/chat/completions", nested, 400, "MALFORMED"),
-        ("a lone surrogate", "/v1/chat/completions", br#"{"messages":[{"role":"user","content":"\ud800"}]}"#.to_vec(), 400, "MALFORMED"),
-        ("a body over its limit", "/v1/chat/completions", vec![b' '; 64 << 20], 413, "BODY_TOO_LARGE"),
-        ("an unknown field", "/v1/chat/completions", chat(json!({ "frobnicate": 1 })), 400, "UNKNOWN_FIELD"),
-        ("tools", "/v1/chat/completions", chat(json!({ "tools": [{ "type": "function" }] })), 400, "NOT_BUILT"),
-        ("negative temperature", "/v1/chat/completions", chat(json!({ "temperature": -1 })), 400, "INVALID_FIELD"),
-        ("a temperature beyond f32", "/v1/chat/completions", chat(json!({ "temperature": 1e300 })), 400, "INVALID_FIELD"),
-        ("unknown model", "/v1/chat/completions", chat(json!({ "model": "gpt-5" })), 404, "MODEL_NOT_FOUND"),
-        ("no messages", "/v1/chat/completions", json!({ "messages": [] }).to_string().into_bytes(), 400, "EMPTY_PROMPT"),
-        ("an empty prompt", "/v1/completions", json!({ "prompt": "" }).to_string().into_bytes(), 400, "EMPTY_PROMPT"),
-        ("beyond the context", "/v1/completions", long, 400, "CONTEXT_LENGTH_EXCEEDED"),
+        (
+            "a lone surrogate",
+            "/v1/chat/completions",
+            br#"{"messages":[{"role":"user","content":"\ud800"}]}"#.to_vec(),
+            400,
+            "MALFORMED",
+        ),
+        (
+            "a body over its limit",
+            "/v1/chat/completions",
+            vec![b' '; 64 << 20],
+            413,
+            "BODY_TOO_LARGE",
+        ),
+        (
+            "an unknown field",
+            "/v1/chat/completions",
+            chat(json!({ "frobnicate": 1 })),
+            400,
+            "UNKNOWN_FIELD",
+        ),
+        (
+            "tools",
+            "/v1/chat/completions",
+            chat(json!({ "tools": [{ "type": "function" }] })),
+            400,
+            "NOT_BUILT",
+        ),
+        (
+            "negative temperature",
+            "/v1/chat/completions",
+            chat(json!({ "temperature": -1 })),
+            400,
+            "INVALID_FIELD",
+        ),
+        (
+            "a temperature beyond f32",
+            "/v1/chat/completions",
+            chat(json!({ "temperature": 1e300 })),
+            400,
+            "INVALID_FIELD",
+        ),
+        (
+            "unknown model",
+            "/v1/chat/completions",
+            chat(json!({ "model": "gpt-5" })),
+            404,
+            "MODEL_NOT_FOUND",
+        ),
+        (
+            "no messages",
+            "/v1/chat/completions",
+            json!({ "messages": [] }).to_string().into_bytes(),
+            400,
+            "EMPTY_PROMPT",
+        ),
+        (
+            "an empty prompt",
+            "/v1/completions",
+            json!({ "prompt": "" }).to_string().into_bytes(),
+            400,
+            "EMPTY_PROMPT",
+        ),
+        (
+            "beyond the context",
+            "/v1/completions",
+            long,
+            400,
+            "CONTEXT_LENGTH_EXCEEDED",
+        ),
         ("no such path", "/v1/embeddings", b"{}".to_vec(), 404, "NO_ROUTE"),
         ("wrong method", "/v1/models", b"{}".to_vec(), 405, "METHOD_NOT_ALLOWED"),
     ];
@@ -135,15 +317,30 @@ async fn over_http() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_nodes_a_request_is_refused_at_once() {
-    let mut cluster = Cluster::start(ClusterOptions { prefill: 0, decode: 0, ..ClusterOptions::default() });
+    let mut cluster = Cluster::start(ClusterOptions {
+        prefill: 0,
+        decode: 0,
+        ..ClusterOptions::default()
+    });
     let mut api = client::connect(&cluster).await;
-    let error = client::run(&mut api, client::greedy(&[1], 1)).await.expect_err("refused");
-    assert_eq!((error.code(), details(&error).0.as_str()), (Code::Unavailable, "NO_NODES"));
-    assert!(error.get_error_details().retry_info().is_some(), "a retry helps, and it says when");
+    let error = client::run(&mut api, client::greedy(&[1], 1))
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (error.code(), details(&error).0.as_str()),
+        (Code::Unavailable, "NO_NODES")
+    );
+    assert!(
+        error.get_error_details().retry_info().is_some(),
+        "a retry helps, and it says when"
+    );
     assert_eq!(http::get(cluster.router.http, "/ready").status, 503);
     assert_eq!(http::get(cluster.router.http, "/health").status, 200);
     let response = http::post(cluster.router.http, "/v1/completions", r#"{"prompt":"x"}"#);
-    assert_eq!((response.status, &response.json()["error"]["code"]), (503, &json!("NO_NODES")));
+    assert_eq!(
+        (response.status, &response.json()["error"]["code"]),
+        (503, &json!("NO_NODES"))
+    );
     assert!(response.head.to_ascii_lowercase().contains("retry-after:"));
     cluster.assert_healthy();
 }

@@ -8,11 +8,19 @@ use std::time::Duration;
 use baton_tests::{Cluster, ClusterOptions, Process, Role, baton, default_model};
 
 fn run(args: &[&str]) -> Output {
-    Command::new(baton()).args(args).stdin(Stdio::null()).output().expect("baton starts")
+    Command::new(baton())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("baton starts")
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 #[test]
@@ -34,14 +42,22 @@ fn generate_streams_and_says_what_went_where() {
 fn chat_remembers() {
     let cluster = Cluster::start(ClusterOptions::default());
     let mut chat = Command::new(baton())
-        .args(["chat", "--max-tokens", "6", "--grpc", &format!("http://{}", cluster.router.grpc)])
+        .args([
+            "chat",
+            "--max-tokens",
+            "6",
+            "--grpc",
+            &format!("http://{}", cluster.router.grpc),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("baton starts");
     let mut input = chat.stdin.take().expect("piped");
-    writeln!(input, "Hello!").and_then(|()| writeln!(input, "And again.")).expect("chat reads");
+    writeln!(input, "Hello!")
+        .and_then(|()| writeln!(input, "And again."))
+        .expect("chat reads");
     drop(input);
     let output = chat.wait_with_output().expect("chat ends at the end of its input");
     assert!(output.status.success(), "{}", text(&output));
@@ -59,17 +75,75 @@ fn mistakes_are_told_plainly() {
     let bytes = std::fs::read(default_model()).expect("the model");
     std::fs::write(cut.path(), &bytes[..bytes.len() / 2]).expect("half a model");
     let cut = cut.path().display().to_string();
-    let node = |model: &'static str| ["decode", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--router", "http://127.0.0.1:9", "--node-id", "d", "--model", model];
+    let node = |model: &'static str| {
+        [
+            "decode",
+            "--grpc",
+            "127.0.0.1:0",
+            "--ops",
+            "127.0.0.1:0",
+            "--router",
+            "http://127.0.0.1:9",
+            "--node-id",
+            "d",
+            "--model",
+            model,
+        ]
+    };
     let cases: Vec<(&str, Vec<&str>, &str)> = vec![
-        ("nobody to ask", vec!["generate", "--grpc", "http://127.0.0.1:9", "x"], "baton up"),
-        ("port in use", vec!["router", "--grpc", &address, "--http", free, "--model", &model], "in use"),
-        ("no such model", node("/nowhere/model.gguf").to_vec(), "/nowhere/model.gguf"),
-        ("half a model", vec!["decode", "--grpc", free, "--ops", free, "--router", "http://127.0.0.1:9", "--node-id", "d", "--model", &cut], "truncated"),
+        (
+            "nobody to ask",
+            vec!["generate", "--grpc", "http://127.0.0.1:9", "x"],
+            "baton up",
+        ),
+        (
+            "port in use",
+            vec!["router", "--grpc", &address, "--http", free, "--model", &model],
+            "in use",
+        ),
+        (
+            "no such model",
+            node("/nowhere/model.gguf").to_vec(),
+            "/nowhere/model.gguf",
+        ),
+        (
+            "half a model",
+            vec![
+                "decode",
+                "--grpc",
+                free,
+                "--ops",
+                free,
+                "--router",
+                "http://127.0.0.1:9",
+                "--node-id",
+                "d",
+                "--model",
+                &cut,
+            ],
+            "truncated",
+        ),
         ("half a model", vec!["model", "info", &cut], "truncated"),
-        ("more KV than memory", [&node("MODEL")[..9], &["--model", &model, "--kv-bytes", "4TiB"][..]].concat(), "memory"),
-        ("hardly any KV", [&node("MODEL")[..9], &["--model", &model, "--kv-bytes", "1KiB"][..]].concat(), "KV"),
-        ("no threads", [&node("MODEL")[..9], &["--model", &model, "--threads", "0"][..]].concat(), "threads"),
-        ("a size that is none", [&node("MODEL")[..9], &["--model", &model, "--kv-bytes", "much"][..]].concat(), "kv-bytes"),
+        (
+            "more KV than memory",
+            [&node("MODEL")[..9], &["--model", &model, "--kv-bytes", "4TiB"][..]].concat(),
+            "memory",
+        ),
+        (
+            "hardly any KV",
+            [&node("MODEL")[..9], &["--model", &model, "--kv-bytes", "1KiB"][..]].concat(),
+            "KV",
+        ),
+        (
+            "no threads",
+            [&node("MODEL")[..9], &["--model", &model, "--threads", "0"][..]].concat(),
+            "threads",
+        ),
+        (
+            "a size that is none",
+            [&node("MODEL")[..9], &["--model", &model, "--kv-bytes", "much"][..]].concat(),
+            "kv-bytes",
+        ),
     ];
     for (what, args, expected) in cases {
         let output = run(&args);
@@ -103,10 +177,31 @@ impl Drop for Up {
 
 #[test]
 fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
-    let free = || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address").to_string();
+    let free = || {
+        TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("address")
+            .to_string()
+    };
     let (grpc, http) = (free(), free());
     let mut up = Up(Command::new(baton())
-        .args(["up", "--prefill", "2", "--decode", "2", "--threads", "1", "--kv-bytes", "128MiB", "--grpc", &grpc, "--http", &http, "--model"])
+        .args([
+            "up",
+            "--prefill",
+            "2",
+            "--decode",
+            "2",
+            "--threads",
+            "1",
+            "--kv-bytes",
+            "128MiB",
+            "--grpc",
+            &grpc,
+            "--http",
+            &http,
+            "--model",
+        ])
         .arg(default_model())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -116,23 +211,41 @@ fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
     let mut lines = BufReader::new(up.0.stdout.take().expect("piped")).lines();
     let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("ready"));
     assert!(ready.is_some(), "it says when it is ready");
-    let output = run(&["generate", "--grpc", &format!("http://{grpc}"), "--max-tokens", "3", "Hi"]);
+    let output = run(&[
+        "generate",
+        "--grpc",
+        &format!("http://{grpc}"),
+        "--max-tokens",
+        "3",
+        "Hi",
+    ]);
     assert!(output.status.success(), "{}", text(&output));
     let children = children_of(up.0.id());
     assert_eq!(children.len(), 5, "a router and four nodes");
-    let status = Command::new("kill").args(["-INT", &up.0.id().to_string()]).status().expect("kill");
+    let status = Command::new("kill")
+        .args(["-INT", &up.0.id().to_string()])
+        .status()
+        .expect("kill");
     assert!(status.success());
     let _ = lines.map_while(Result::ok).count();
     assert!(up.0.wait().expect("it ends").success());
-    assert!(children.iter().all(|child| !std::path::Path::new(&format!("/proc/{child}")).exists()), "no child is left");
+    assert!(
+        children
+            .iter()
+            .all(|child| !std::path::Path::new(&format!("/proc/{child}")).exists()),
+        "no child is left"
+    );
 }
 
 /// Process ids of the direct children, by /proc.
 fn children_of(parent: u32) -> Vec<u32> {
     let stat = |id: u32| std::fs::read_to_string(format!("/proc/{id}/stat")).ok();
-    let ids = std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let ids = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     ids.filter(|&id| {
-        let parent_of = stat(id).and_then(|text| text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok());
+        let parent_of =
+            stat(id).and_then(|text| text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok());
         parent_of == Some(parent)
     })
     .collect()
@@ -140,7 +253,11 @@ fn children_of(parent: u32) -> Vec<u32> {
 
 #[test]
 fn a_node_drains_on_sigterm() {
-    let mut cluster = Cluster::start(ClusterOptions { prefill: 1, decode: 1, ..ClusterOptions::default() });
+    let mut cluster = Cluster::start(ClusterOptions {
+        prefill: 1,
+        decode: 1,
+        ..ClusterOptions::default()
+    });
     for role in [Role::Prefill, Role::Decode] {
         let node: &mut Process = cluster.node(role, 0);
         node.signal("TERM");

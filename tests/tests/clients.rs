@@ -11,9 +11,16 @@ fn run(script: &str, cluster: &Cluster) {
         .arg(cluster.router.grpc.to_string())
         .output()
         .expect("python starts");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "{script} failed:\n{text}");
-    assert!(text.contains("all checks passed"), "{script} did not reach its end:\n{text}");
+    assert!(
+        text.contains("all checks passed"),
+        "{script} did not reach its end:\n{text}"
+    );
 }
 
 #[test]

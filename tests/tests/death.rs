@@ -25,12 +25,23 @@ async fn error_of(stream: &mut tonic::Streaming<baton_proto::v1::GenerateEvent>)
 
 /// Starts an answer, waits for `events` events, does `harm`, and checks what is promised.
 async fn harmed(role: Role, prompt_tokens: usize, events: usize, signal: &str) {
-    let mut cluster = Cluster::start(ClusterOptions { prefill: 2, decode: 2, ..ClusterOptions::default() });
+    let mut cluster = Cluster::start(ClusterOptions {
+        prefill: 2,
+        decode: 2,
+        ..ClusterOptions::default()
+    });
     let mut api = client::connect(&cluster).await;
     let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|token| 300 + token * 7 % 4_000).collect();
-    let mut stream = api.generate(client::greedy(&prompt, 4_000)).await.expect("a stream").into_inner();
+    let mut stream = api
+        .generate(client::greedy(&prompt, 4_000))
+        .await
+        .expect("a stream")
+        .into_inner();
     for _ in 0..events {
-        client::next(&mut stream).await.expect("no error yet").expect("an event");
+        client::next(&mut stream)
+            .await
+            .expect("no error yet")
+            .expect("an event");
     }
     // Which of the two serves it is the router's business: harm both.
     for index in 0..2 {
@@ -49,7 +60,9 @@ async fn harmed(role: Role, prompt_tokens: usize, events: usize, signal: &str) {
     // New nodes join, and the cluster serves again.
     cluster.add_node(role, 2);
     cluster.wait_members();
-    let answer = client::run(&mut api, client::greedy(&prompt[..40], 5)).await.expect("an answer");
+    let answer = client::run(&mut api, client::greedy(&prompt[..40], 5))
+        .await
+        .expect("an answer");
     assert_eq!(answer.ids.len(), 5);
     cluster.assert_idle(LEASE);
 }
@@ -78,12 +91,20 @@ async fn decode_stopped_while_tokens_stream() {
 async fn a_prefill_node_that_dies_later_changes_nothing() {
     let mut cluster = Cluster::start(ClusterOptions::default());
     let mut api = client::connect(&cluster).await;
-    let mut stream = api.generate(client::greedy(&[5, 6, 7, 8], 60)).await.expect("a stream").into_inner();
+    let mut stream = api
+        .generate(client::greedy(&[5, 6, 7, 8], 60))
+        .await
+        .expect("a stream")
+        .into_inner();
     for _ in 0..5 {
         client::next(&mut stream).await.expect("no error").expect("an event");
     }
     cluster.node(Role::Prefill, 0).kill();
-    while client::next(&mut stream).await.expect("the decode node goes on").is_some() {}
+    while client::next(&mut stream)
+        .await
+        .expect("the decode node goes on")
+        .is_some()
+    {}
     cluster.assert_idle(LEASE);
 }
 
@@ -93,7 +114,11 @@ async fn a_dead_router_frees_the_nodes() {
     let mut api = client::connect(&cluster).await;
     for prompt_tokens in [40, 3_000] {
         let prompt = vec![9; prompt_tokens];
-        let mut stream = api.generate(client::greedy(&prompt, 4_000)).await.expect("a stream").into_inner();
+        let mut stream = api
+            .generate(client::greedy(&prompt, 4_000))
+            .await
+            .expect("a stream")
+            .into_inner();
         client::next(&mut stream).await.expect("no error").expect("an event");
         if prompt_tokens == 3_000 {
             cluster.router.kill();

@@ -21,27 +21,53 @@ async fn handed_over_equals_local_bit_for_bit() {
     let mut reference = Reference::open();
     let mut api = client::connect(&cluster).await;
     // Around a block's border (32 tokens), and longer; greedy and sampled; short and long answers.
-    for (length, output, seed) in [(1, 40, None), (31, 5, Some(7)), (32, 3, None), (33, 40, Some(1)), (70, 2, Some(9)), (70, 1, None)] {
+    for (length, output, seed) in [
+        (1, 40, None),
+        (31, 5, Some(7)),
+        (32, 3, None),
+        (33, 40, Some(1)),
+        (70, 2, Some(9)),
+        (70, 1, None),
+    ] {
         let prompt = reference.prompt(STORY, length);
-        let request = seed.map_or_else(|| client::greedy(&prompt, output), |seed| client::sampled(&prompt, output, seed));
+        let request = seed.map_or_else(
+            || client::greedy(&prompt, output),
+            |seed| client::sampled(&prompt, output, seed),
+        );
         let expected = reference.run(&prompt, output, seed);
         let answer = client::run(&mut api, request).await.expect("an answer");
         assert_eq!(answer.ids, expected.ids, "prompt of {length} tokens, seed {seed:?}");
-        assert_eq!(answer.logprobs, expected.logprobs, "prompt of {length} tokens, seed {seed:?}");
+        assert_eq!(
+            answer.logprobs, expected.logprobs,
+            "prompt of {length} tokens, seed {seed:?}"
+        );
         let finished = &answer.finished;
         assert_eq!(finished.reason(), FinishReason::Length);
         let served = finished.served.clone().expect("served");
         assert_eq!(served.prefill_node, "prefill-0");
         if output > 1 {
-            assert_eq!((served.decode_node.as_str(), served.transport.as_str()), ("decode-0", "grpc"));
+            assert_eq!(
+                (served.decode_node.as_str(), served.transport.as_str()),
+                ("decode-0", "grpc")
+            );
             assert!(served.kv_bytes > 0 && served.kv_blocks > 0, "{served:?}");
         } else {
-            assert_eq!((served.kv_bytes, served.decode_node.as_str()), (0, ""), "one token needs no handoff");
+            assert_eq!(
+                (served.kv_bytes, served.decode_node.as_str()),
+                (0, ""),
+                "one token needs no handoff"
+            );
         }
         let usage = finished.usage.expect("usage");
-        assert_eq!((usage.prompt_tokens as usize, usage.completion_tokens), (prompt.len(), output));
+        assert_eq!(
+            (usage.prompt_tokens as usize, usage.completion_tokens),
+            (prompt.len(), output)
+        );
         let timings = finished.timings.expect("timings");
-        assert!(timings.prefill_ms > 0.0 && timings.ttft_ms >= timings.prefill_ms && timings.total_ms >= timings.ttft_ms, "{timings:?}");
+        assert!(
+            timings.prefill_ms > 0.0 && timings.ttft_ms >= timings.prefill_ms && timings.total_ms >= timings.ttft_ms,
+            "{timings:?}"
+        );
     }
     cluster.assert_idle(IDLE);
     cluster.assert_healthy();
@@ -54,10 +80,18 @@ async fn a_prefix_hit_changes_the_time_and_not_the_tokens() {
     let mut api = client::connect(&cluster).await;
     let prompt = reference.prompt(STORY, 80);
     let expected = reference.run(&prompt, 20, Some(3));
-    let first = client::run(&mut api, client::sampled(&prompt, 20, 3)).await.expect("an answer");
-    let again = client::run(&mut api, client::sampled(&prompt, 20, 3)).await.expect("an answer");
+    let first = client::run(&mut api, client::sampled(&prompt, 20, 3))
+        .await
+        .expect("an answer");
+    let again = client::run(&mut api, client::sampled(&prompt, 20, 3))
+        .await
+        .expect("an answer");
     let cached = |answer: &client::Answer| answer.finished.usage.expect("usage").cached_tokens;
-    assert_eq!((cached(&first), cached(&again)), (0, 64), "two whole blocks of the 80 tokens");
+    assert_eq!(
+        (cached(&first), cached(&again)),
+        (0, 64),
+        "two whole blocks of the 80 tokens"
+    );
     for answer in [&first, &again] {
         assert_eq!((&answer.ids, &answer.logprobs), (&expected.ids, &expected.logprobs));
     }
@@ -70,15 +104,28 @@ async fn a_prefix_hit_changes_the_time_and_not_the_tokens() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_at_once_on_two_and_two_nodes_answer_as_if_alone() {
-    let options = ClusterOptions { prefill: 2, decode: 2, ..ClusterOptions::default() };
+    let options = ClusterOptions {
+        prefill: 2,
+        decode: 2,
+        ..ClusterOptions::default()
+    };
     let mut cluster = Cluster::start(options);
     let mut reference = Reference::open();
-    let prompts: Vec<Vec<u32>> = (0..8).map(|index| reference.prompt(&STORY[index * 3..], 20 + 7 * index)).collect();
-    let expected: Vec<_> = prompts.iter().map(|prompt| reference.run(prompt, 24, Some(11))).collect();
+    let prompts: Vec<Vec<u32>> = (0..8)
+        .map(|index| reference.prompt(&STORY[index * 3..], 20 + 7 * index))
+        .collect();
+    let expected: Vec<_> = prompts
+        .iter()
+        .map(|prompt| reference.run(prompt, 24, Some(11)))
+        .collect();
     let api = client::connect(&cluster).await;
     let answers = futures_util::future::join_all(prompts.iter().map(|prompt| {
         let mut api = api.clone();
-        async move { client::run(&mut api, client::sampled(prompt, 24, 11)).await.expect("an answer") }
+        async move {
+            client::run(&mut api, client::sampled(prompt, 24, 11))
+                .await
+                .expect("an answer")
+        }
     }))
     .await;
     for (answer, expected) in answers.iter().zip(&expected) {
@@ -90,15 +137,27 @@ async fn eight_at_once_on_two_and_two_nodes_answer_as_if_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_node_alone_serves_too() {
-    let mut cluster = Cluster::start(ClusterOptions { prefill: 0, ..ClusterOptions::default() });
+    let mut cluster = Cluster::start(ClusterOptions {
+        prefill: 0,
+        ..ClusterOptions::default()
+    });
     let mut reference = Reference::open();
     let mut api = client::connect(&cluster).await;
     let prompt = reference.prompt(STORY, 50);
     let expected = reference.run(&prompt, 10, None);
-    let answer = client::run(&mut api, client::greedy(&prompt, 10)).await.expect("an answer");
+    let answer = client::run(&mut api, client::greedy(&prompt, 10))
+        .await
+        .expect("an answer");
     assert_eq!((&answer.ids, &answer.logprobs), (&expected.ids, &expected.logprobs));
     let served = answer.finished.served.expect("served");
-    assert_eq!((served.prefill_node.as_str(), served.decode_node.as_str(), served.transport.as_str()), ("", "decode-0", "local"));
+    assert_eq!(
+        (
+            served.prefill_node.as_str(),
+            served.decode_node.as_str(),
+            served.transport.as_str()
+        ),
+        ("", "decode-0", "local")
+    );
     cluster.assert_idle(IDLE);
     cluster.assert_healthy();
 }
@@ -111,7 +170,11 @@ async fn cancel_frees_both_legs() {
     // While the prompt is computed (a long prompt, at once), and while tokens stream (after the third).
     for (length, events) in [(400, 1), (40, 4)] {
         let prompt = reference.prompt(&STORY.repeat(8), length);
-        let mut stream = api.generate(client::greedy(&prompt, 500)).await.expect("a stream").into_inner();
+        let mut stream = api
+            .generate(client::greedy(&prompt, 500))
+            .await
+            .expect("a stream")
+            .into_inner();
         for _ in 0..events {
             client::next(&mut stream).await.expect("no error").expect("an event");
         }
@@ -127,12 +190,35 @@ async fn text_tools_and_models() {
     let mut api = client::connect(&cluster).await;
     let text = "naïve café 👩‍🚀 <|im_start|>";
     let input = Some(tokenize_request::Input::Text(text.to_owned()));
-    let ids = api.tokenize(TokenizeRequest { input, ..TokenizeRequest::default() }).await.expect("ids").into_inner().ids;
-    let back = api.detokenize(DetokenizeRequest { ids, ..DetokenizeRequest::default() }).await.expect("text").into_inner();
+    let ids = api
+        .tokenize(TokenizeRequest {
+            input,
+            ..TokenizeRequest::default()
+        })
+        .await
+        .expect("ids")
+        .into_inner()
+        .ids;
+    let back = api
+        .detokenize(DetokenizeRequest {
+            ids,
+            ..DetokenizeRequest::default()
+        })
+        .await
+        .expect("text")
+        .into_inner();
     assert_eq!(back.text, text);
-    let models = api.list_models(ListModelsRequest {}).await.expect("models").into_inner().models;
+    let models = api
+        .list_models(ListModelsRequest {})
+        .await
+        .expect("models")
+        .into_inner()
+        .models;
     assert_eq!(models.len(), 1);
-    assert_eq!((models[0].id.as_str(), models[0].context_length, models[0].vocabulary), ("SmolLM2-135M-Instruct", 8192, 49152));
+    assert_eq!(
+        (models[0].id.as_str(), models[0].context_length, models[0].vocabulary),
+        ("SmolLM2-135M-Instruct", 8192, 49152)
+    );
     cluster.assert_healthy();
 }
 

@@ -22,12 +22,23 @@ struct Collector {
 
 #[tonic::async_trait]
 impl TraceService for Collector {
-    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let mut spans = self.spans.lock().expect("spans");
         for resource in request.into_inner().resource_spans {
-            let attributes = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
-            let service = attributes.into_iter().find(|pair| pair.key == "service.name").and_then(|pair| pair.value?.value);
-            let Some(Value::StringValue(service)) = service else { continue };
+            let attributes = resource
+                .resource
+                .map(|resource| resource.attributes)
+                .unwrap_or_default();
+            let service = attributes
+                .into_iter()
+                .find(|pair| pair.key == "service.name")
+                .and_then(|pair| pair.value?.value);
+            let Some(Value::StringValue(service)) = service else {
+                continue;
+            };
             for scope in resource.scope_spans {
                 spans.extend(scope.spans.into_iter().map(|span| (service.clone(), span)));
             }
@@ -42,7 +53,10 @@ async fn one_trace_crosses_the_three_processes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("address"));
     let (count, mut counted) = watch::channel(0);
-    let collector = Collector { spans: Arc::default(), count };
+    let collector = Collector {
+        spans: Arc::default(),
+        count,
+    };
     let spans = Arc::clone(&collector.spans);
     let server = tonic::transport::Server::builder()
         .add_service(TraceServiceServer::new(collector))
@@ -50,19 +64,37 @@ async fn one_trace_crosses_the_three_processes() {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(server);
 
-    let env = vec![("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), endpoint), ("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "200".to_owned())];
-    let mut cluster = Cluster::start(ClusterOptions { env, ..ClusterOptions::default() });
+    let env = vec![
+        ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), endpoint),
+        ("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "200".to_owned()),
+    ];
+    let mut cluster = Cluster::start(ClusterOptions {
+        env,
+        ..ClusterOptions::default()
+    });
     // The client's own trace goes on in the cluster.
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let mut request = tonic::Request::new(client::greedy(&[1, 2, 3, 4], 4));
     let parent = format!("00-{trace}-00f067aa0ba902b7-01").parse().expect("ascii");
     request.metadata_mut().insert("traceparent", parent);
-    let mut stream = client::connect(&cluster).await.generate(request).await.expect("a stream").into_inner();
+    let mut stream = client::connect(&cluster)
+        .await
+        .generate(request)
+        .await
+        .expect("a stream")
+        .into_inner();
     while client::next(&mut stream).await.expect("no error").is_some() {}
     // And over HTTP the router starts a trace of its own.
-    let answer = http::post(cluster.router.http, "/v1/completions", r#"{"prompt":"one two","max_tokens":2}"#);
+    let answer = http::post(
+        cluster.router.http,
+        "/v1/completions",
+        r#"{"prompt":"one two","max_tokens":2}"#,
+    );
     assert_eq!(answer.status, 200);
-    let request_id = answer.json()["baton"]["request_id"].as_str().expect("request id").to_owned();
+    let request_id = answer.json()["baton"]["request_id"]
+        .as_str()
+        .expect("request id")
+        .to_owned();
 
     let complete = |spans: &[(String, Span)]| {
         let mut services: BTreeMap<Vec<u8>, BTreeSet<&str>> = BTreeMap::new();
@@ -77,7 +109,12 @@ async fn one_trace_crosses_the_three_processes() {
         }
     };
     if tokio::time::timeout(Duration::from_secs(30), all).await.is_err() {
-        let seen: Vec<_> = spans.lock().expect("spans").iter().map(|(service, span)| (service.clone(), span.name.clone())).collect();
+        let seen: Vec<_> = spans
+            .lock()
+            .expect("spans")
+            .iter()
+            .map(|(service, span)| (service.clone(), span.name.clone()))
+            .collect();
         panic!("no two traces across three services; seen: {seen:?}");
     }
 
@@ -89,7 +126,11 @@ async fn one_trace_crosses_the_three_processes() {
     for (service, span) in spans.iter() {
         let parent = hex(&span.parent_span_id);
         let known = spans.iter().any(|(_, other)| other.span_id == span.parent_span_id);
-        assert!(parent.is_empty() || parent == "00f067aa0ba902b7" || known, "{service} {}: parent {parent} is missing", span.name);
+        assert!(
+            parent.is_empty() || parent == "00f067aa0ba902b7" || known,
+            "{service} {}: parent {parent} is missing",
+            span.name
+        );
     }
     let has_id = |span: &Span| {
         span.attributes.iter().any(|pair| {
@@ -97,7 +138,15 @@ async fn one_trace_crosses_the_three_processes() {
             pair.key == "request_id" && matches!(value, Some(Value::StringValue(id)) if *id == request_id)
         })
     };
-    let services: BTreeSet<_> = spans.iter().filter(|(_, span)| has_id(span)).map(|(service, _)| service.as_str()).collect();
-    assert_eq!(services.len(), 3, "the request's id is on a span of each process: {services:?}");
+    let services: BTreeSet<_> = spans
+        .iter()
+        .filter(|(_, span)| has_id(span))
+        .map(|(service, _)| service.as_str())
+        .collect();
+    assert_eq!(
+        services.len(),
+        3,
+        "the request's id is on a span of each process: {services:?}"
+    );
     cluster.assert_healthy();
 }

@@ -18,8 +18,13 @@ const DECODE: usize = 64;
 const REPEATS: usize = 5;
 
 fn main() -> anyhow::Result<()> {
-    let python = std::env::args().nth(1).context("usage: first-light PYTHON_WITH_LLAMA_CPP")?;
-    println!("engine: {:?}, {THREADS} threads; {REPEATS} repeats after a warm-up, medians", Isa::detect());
+    let python = std::env::args()
+        .nth(1)
+        .context("usage: first-light PYTHON_WITH_LLAMA_CPP")?;
+    println!(
+        "engine: {:?}, {THREADS} threads; {REPEATS} repeats after a warm-up, medians",
+        Isa::detect()
+    );
     let bandwidth = read_bandwidth(THREADS);
     println!("memory: {:.1} GB/s read by {THREADS} threads", bandwidth / 1e9);
 
@@ -41,7 +46,11 @@ fn main() -> anyhow::Result<()> {
         }
     }
     // Without a KV cache each token runs the whole sequence again.
-    let no_kv = median((0..REPEATS).map(|_| 1.0 / seconds(|| step(engine.as_mut(), 0, PREFILL + 1))).collect());
+    let no_kv = median(
+        (0..REPEATS)
+            .map(|_| 1.0 / seconds(|| step(engine.as_mut(), 0, PREFILL + 1)))
+            .collect(),
+    );
     drop(engine);
 
     let output = Command::new(&python)
@@ -55,7 +64,10 @@ fn main() -> anyhow::Result<()> {
     println!("llama-cpp-python {}: {}", peer["version"], peer["system_info"]);
     let llama = |key: &str| peer[key].as_f64().map(|value| (value, "llama.cpp"));
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let handed_over = runtime.block_on(ttft_ms(1));
     let local = runtime.block_on(ttft_ms(0));
 
@@ -66,7 +78,13 @@ fn main() -> anyhow::Result<()> {
             Figure::rate("prefill_512", "tok/s", median(prefill), llama("prefill"), None),
             Figure::rate("decode_1", "tok/s", median(decode), llama("decode"), decode_limit),
             Figure::rate("decode_1_at_512", "tok/s", decode_at, llama("decode_at"), decode_limit),
-            Figure::rate("kv_cache_saves_at_512", "tok/s", decode_at, Some((no_kv, "no KV cache")), None),
+            Figure::rate(
+                "kv_cache_saves_at_512",
+                "tok/s",
+                decode_at,
+                Some((no_kv, "no KV cache")),
+                None,
+            ),
             Figure::time("ttft_512_handed_over", "ms", handed_over, Some((local, "local")), None),
         ],
     )?;
@@ -75,11 +93,12 @@ fn main() -> anyhow::Result<()> {
 
 fn open_engine() -> anyhow::Result<Box<dyn Engine>> {
     let options = EngineOptions {
+        source: Source::File(default_model()),
         threads: THREADS,
+        isa: None,
         kv_bytes: 64 << 20,
         max_rows: PREFILL + 1,
         max_sequences: 1,
-        ..EngineOptions::new(Source::File(default_model()))
     };
     Ok(open(&options, &|_| {})?)
 }
@@ -87,22 +106,50 @@ fn open_engine() -> anyhow::Result<Box<dyn Engine>> {
 /// Computes `rows` tokens at position `context`, and draws one.
 fn step(engine: &mut dyn Engine, context: usize, rows: usize) {
     let tables: Vec<BlockId> = (0..(context + rows).div_ceil(32) as u32).map(BlockId).collect();
-    let sample = Some(Sample { params: SamplingParams::greedy(), index: 0 });
-    let span = Span { sequence: SequenceId(1), rows: 0..rows, context, table: 0..tables.len(), sample };
-    let tokens = (context..context + rows).map(|at| ((1_000 + 7 * at) % 40_000) as u32).collect();
+    let sample = Some(Sample {
+        params: SamplingParams::greedy(),
+        index: 0,
+    });
+    let span = Span {
+        sequence: SequenceId(1),
+        rows: 0..rows,
+        context,
+        table: 0..tables.len(),
+        sample,
+    };
+    let tokens = (context..context + rows)
+        .map(|at| ((1_000 + 7 * at) % 40_000) as u32)
+        .collect();
     let mut output = StepOutput::default();
-    engine.step(&StepPlan { tokens, spans: vec![span], tables }, &mut output).expect("a step");
+    engine
+        .step(
+            &StepPlan {
+                tokens,
+                spans: vec![span],
+                tables,
+            },
+            &mut output,
+        )
+        .expect("a step");
 }
 
 /// Time to the first token of a prompt of 512 tokens that nobody holds, median, as the router measures it.
 async fn ttft_ms(prefill_nodes: usize) -> f64 {
-    let options = ClusterOptions { prefill: prefill_nodes, threads: THREADS, ..ClusterOptions::default() };
+    let options = ClusterOptions {
+        prefill: prefill_nodes,
+        threads: THREADS,
+        ..ClusterOptions::default()
+    };
     let cluster = Cluster::start(options);
     let mut api = client::connect(&cluster).await;
     let mut times = Vec::new();
     for repeat in 0..=REPEATS as u32 {
-        let prompt: Vec<u32> = (0..PREFILL as u32).map(|at| (2_000 + 11 * at + 997 * repeat) % 40_000).collect();
-        let answer = client::run(&mut api, client::greedy(&prompt, 4)).await.expect("an answer");
+        let prompt: Vec<u32> = (0..PREFILL as u32)
+            .map(|at| (2_000 + 11 * at + 997 * repeat) % 40_000)
+            .collect();
+        let answer = client::run(&mut api, client::greedy(&prompt, 4))
+            .await
+            .expect("an answer");
         if repeat > 0 {
             times.push(answer.finished.timings.expect("timings").ttft_ms);
         }

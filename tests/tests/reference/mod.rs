@@ -3,47 +3,51 @@
 use baton_engine::{Engine, EngineOptions, Source, open};
 use baton_kv::BlockId;
 use baton_scheduler::{Sample, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
-use baton_text::ModelText;
 use baton_tests::default_model;
+use baton_text::ModelText;
 
 /// An engine and its tokenizer.
-pub struct Reference {
+pub(crate) struct Reference {
     engine: Box<dyn Engine>,
     text: ModelText,
 }
 
 /// An answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// Token ids.
-    pub ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// Log-probabilities as bits.
-    pub logprobs: Vec<u32>,
+    pub(crate) logprobs: Vec<u32>,
 }
 
 impl Reference {
     /// Opens the default model on two threads (the clusters under test use one).
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let options = EngineOptions {
+            source: Source::File(default_model()),
             threads: 2,
+            isa: None,
             kv_bytes: 64 << 20,
             max_rows: 512,
             max_sequences: 1,
-            ..EngineOptions::new(Source::File(default_model()))
         };
         let engine = open(&options, &|_| {}).expect("the default model opens");
-        Self { engine, text: ModelText::open(&default_model()).expect("the default model has a tokenizer") }
+        Self {
+            engine,
+            text: ModelText::open(&default_model()).expect("the default model has a tokenizer"),
+        }
     }
 
     /// The first `length` tokens of a text.
-    pub fn prompt(&self, text: &str, length: usize) -> Vec<u32> {
+    pub(crate) fn prompt(&self, text: &str, length: usize) -> Vec<u32> {
         let ids = self.text.tokenizer.encode(text, false).expect("text");
         assert!(ids.len() >= length, "the text has {} tokens", ids.len());
         ids[..length].to_vec()
     }
 
     /// The whole prompt in one step, then one token a step. `seed`: as [`baton_tests::client::sampled`]; none: greedy.
-    pub fn run(&mut self, prompt: &[u32], output: u32, seed: Option<u64>) -> Expected {
+    pub(crate) fn run(&mut self, prompt: &[u32], output: u32, seed: Option<u64>) -> Expected {
         let params = seed.map_or_else(SamplingParams::greedy, |seed| SamplingParams {
             temperature: 0.9,
             top_k: 50,
@@ -52,7 +56,10 @@ impl Reference {
             seed,
             choice: 0,
         });
-        let mut expected = Expected { ids: Vec::new(), logprobs: Vec::new() };
+        let mut expected = Expected {
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+        };
         let (mut context, mut rows) = (0, prompt.to_vec());
         for index in 0..output {
             let end = context + rows.len();
@@ -64,7 +71,11 @@ impl Reference {
                 table: 0..tables.len(),
                 sample: Some(Sample { params, index }),
             };
-            let plan = StepPlan { tokens: rows, spans: vec![span], tables };
+            let plan = StepPlan {
+                tokens: rows,
+                spans: vec![span],
+                tables,
+            };
             let mut out = StepOutput::default();
             self.engine.step(&plan, &mut out).expect("a step");
             expected.ids.push(out.sampled[0].token);
