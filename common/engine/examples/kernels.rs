@@ -30,7 +30,13 @@ fn main() {
     let config = CpuConfig {
         threads,
         isa,
-        layout: KvLayout { layers: 1, heads: KV_HEADS, head_dim: HEAD_DIM, block_tokens: 32, dtype: KvDtype::Bf16 },
+        layout: KvLayout {
+            layers: 1,
+            heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            block_tokens: 32,
+            dtype: KvDtype::Bf16,
+        },
         blocks: CONTEXT / 32,
         shape: AttentionShape {
             heads: HEADS,
@@ -59,7 +65,9 @@ fn seconds(backend: &mut CpuBackend, plan: &StepPlan, times: usize, program: &(d
     (0..5)
         .map(|_| {
             let start = Instant::now();
-            backend.run(plan, &|ops| (0..times).for_each(|_| program(ops))).expect("the step");
+            backend
+                .run(plan, &|ops| (0..times).for_each(|_| program(ops)))
+                .expect("the step");
             start.elapsed().as_secs_f64() / times as f64
         })
         .fold(f64::INFINITY, f64::min)
@@ -70,7 +78,13 @@ fn plan(rows: usize, context: usize) -> StepPlan {
     let mut plan = StepPlan::default();
     plan.tokens.resize(rows, 0);
     plan.tables.extend((0..CONTEXT as u32 / 32).map(BlockId));
-    plan.spans.push(Span { sequence: SequenceId(1), rows: 0..rows, context, table: 0..CONTEXT / 32, sample: None });
+    plan.spans.push(Span {
+        sequence: SequenceId(1),
+        rows: 0..rows,
+        context,
+        table: 0..CONTEXT / 32,
+        sample: None,
+    });
     plan
 }
 
@@ -81,7 +95,11 @@ fn random(dtype: TensorType, rows: usize, columns: usize) -> Vec<u8> {
     for (i, byte) in bytes.iter_mut().enumerate() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         // Floats and scales: exponents below 1.
-        *byte = if dtype == TensorType::F32 && i % 4 == 3 { 0x3c } else { (state >> 24) as u8 & 0x3f };
+        *byte = if dtype == TensorType::F32 && i % 4 == 3 {
+            0x3c
+        } else {
+            (state >> 24) as u8 & 0x3f
+        };
     }
     bytes
 }
@@ -91,7 +109,17 @@ fn linear(config: CpuConfig, dtype: TensorType, n: usize, k: usize) {
     let bytes = random(dtype, n, k);
     let copies = if n > 10_000 { 1 } else { 16 };
     let weights: Vec<_> = (0..copies)
-        .map(|_| builder.matrix(&[Tensor { name: "weight", rows: n, columns: k, dtype, bytes: &bytes }]).expect("weight"))
+        .map(|_| {
+            builder
+                .matrix(&[Tensor {
+                    name: "weight",
+                    rows: n,
+                    columns: k,
+                    dtype,
+                    bytes: &bytes,
+                }])
+                .expect("weight")
+        })
         .collect();
     let weight_bytes = builder.weight_bytes() as f64 / copies as f64;
     let rows = if n > 10_000 { 8 } else { ROWS };
@@ -106,7 +134,11 @@ fn linear(config: CpuConfig, dtype: TensorType, n: usize, k: usize) {
             }
         }) / copies as f64;
         let gops = 2.0 * (n * k * rows) as f64 / seconds / 1e9;
-        print!("  {rows:>3} rows {:>8.1} us {gops:>7.1} GOP/s {:>6.1} GB/s", seconds * 1e6, weight_bytes / seconds / 1e9);
+        print!(
+            "  {rows:>3} rows {:>8.1} us {gops:>7.1} GOP/s {:>6.1} GB/s",
+            seconds * 1e6,
+            weight_bytes / seconds / 1e9
+        );
     }
     black_box(backend.row(out, 0));
     println!();
@@ -116,7 +148,13 @@ fn small_operations(config: CpuConfig) {
     let mut builder = CpuBackendBuilder::new(config).expect("the configuration");
     let norm: Vec<u8> = (0..576).flat_map(|_| 1f32.to_le_bytes()).collect();
     let norm = builder
-        .vector(Tensor { name: "norm", rows: 1, columns: 576, dtype: TensorType::F32, bytes: &norm })
+        .vector(Tensor {
+            name: "norm",
+            rows: 1,
+            columns: 576,
+            dtype: TensorType::F32,
+            bytes: &norm,
+        })
         .expect("the norm");
     let [x, delta, normed] = [(); 3].map(|()| builder.buffer(576, ROWS));
     let (gate_up, product) = (builder.buffer(3072, ROWS), builder.buffer(1536, ROWS));
@@ -125,7 +163,9 @@ fn small_operations(config: CpuConfig) {
     for rows in [1, 8, ROWS] {
         let times = 2000 / rows + 10;
         let plan = plan(rows, 0);
-        let norm = seconds(&mut backend, &plan, times, &|ops| ops.add_rms_norm(x, delta, norm, 1e-5, normed));
+        let norm = seconds(&mut backend, &plan, times, &|ops| {
+            ops.add_rms_norm(x, delta, norm, 1e-5, normed)
+        });
         let silu = seconds(&mut backend, &plan, times, &|ops| ops.silu_mul(gate_up, product));
         let qkv_post = seconds(&mut backend, &plan, times, &|ops| ops.qkv_post(0, qkv));
         let step = seconds(&mut backend, &plan, 1, &|_| ());
@@ -146,22 +186,38 @@ fn attention(config: CpuConfig) {
     let mut backend = builder.build().expect("the backend");
     for (rows, context) in [(1, 0), (1, 512), (1, 2047), (ROWS, 0), (ROWS, 1536)] {
         let times = (4000 / (rows * 2)).max(2);
-        let seconds = seconds(&mut backend, &plan(rows, context), times, &|ops| ops.attention(0, qkv, out));
+        let seconds = seconds(&mut backend, &plan(rows, context), times, &|ops| {
+            ops.attention(0, qkv, out)
+        });
         let pairs: usize = (0..rows).map(|row| context + row + 1).sum();
         let flops = 4.0 * (pairs * HEADS * HEAD_DIM) as f64;
-        println!("attention, {rows:>3} rows at {context:>4}: {:>8.1} us {:>6.1} GFLOP/s", seconds * 1e6, flops / seconds / 1e9);
+        println!(
+            "attention, {rows:>3} rows at {context:>4}: {:>8.1} us {:>6.1} GFLOP/s",
+            seconds * 1e6,
+            flops / seconds / 1e9
+        );
     }
 }
 
 /// Tokens per second of a prompt of 512, and of decoding after it.
 fn model(path: &Path, threads: usize, isa: Option<Isa>) {
     let source = Source::File(path.into());
-    let options = EngineOptions { source, threads, isa, kv_bytes: 256 << 20, max_rows: ROWS, max_sequences: 8 };
+    let options = EngineOptions {
+        source,
+        threads,
+        isa,
+        kv_bytes: 256 << 20,
+        max_rows: ROWS,
+        max_sequences: 8,
+    };
     let start = Instant::now();
     let mut engine = baton_engine::open_file(path, &options, &|_| ()).expect("the model");
     println!("model opened in {:.2} s", start.elapsed().as_secs_f64());
     let mut output = StepOutput::default();
-    let sample = Some(Sample { params: SamplingParams::greedy(), index: 0 });
+    let sample = Some(Sample {
+        params: SamplingParams::greedy(),
+        index: 0,
+    });
     let mut timed = |sequences: usize, rows: usize, context: usize| {
         let mut plan = StepPlan::default();
         for sequence in 0..sequences {
@@ -187,9 +243,17 @@ fn model(path: &Path, threads: usize, isa: Option<Isa>) {
             .fold(f64::INFINITY, f64::min)
     };
     let prefill = timed(1, ROWS, 0);
-    println!("prefill of {ROWS}: {:.1} ms, {:.0} tok/s", prefill * 1e3, ROWS as f64 / prefill);
+    println!(
+        "prefill of {ROWS}: {:.1} ms, {:.0} tok/s",
+        prefill * 1e3,
+        ROWS as f64 / prefill
+    );
     for (sequences, context) in [(1, 0), (1, 512), (8, 512)] {
         let step = timed(sequences, 1, context);
-        println!("decode, {sequences} at {context}: {:.2} ms, {:.0} tok/s", step * 1e3, sequences as f64 / step);
+        println!(
+            "decode, {sequences} at {context}: {:.2} ms, {:.0} tok/s",
+            step * 1e3,
+            sequences as f64 / step
+        );
     }
 }

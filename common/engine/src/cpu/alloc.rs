@@ -1,11 +1,9 @@
-//! Zeroed memory on a cache line's boundary, shared between threads through raw pointers.
+//! Zeroed memory on a page's boundary, shared between threads through raw pointers.
 #![allow(unsafe_code)]
 
-use std::{
-    alloc::{Layout, alloc_zeroed, dealloc},
-    marker::PhantomData,
-    ptr::NonNull,
-};
+use std::marker::PhantomData;
+
+use memmap2::{Advice, MmapMut};
 
 /// The system refused the memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -15,54 +13,52 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-/// Cache line, and width of the widest vector, bytes.
-const LINE: usize = 64;
+/// From this size on memory is asked for in huge pages: a step reads all weights, and would miss the TLB at every small page.
+const HUGE: usize = 2 << 20;
 
-/// `len` numbers of a plain type (any bit pattern is valid, zero included), aligned to 64 bytes, zeroed, freed on drop.
-///
-/// Large allocations come as untouched zero pages: asking the allocator for alignment instead would make it write them all.
+/// `len` numbers of a plain type (any bit pattern is valid, zero included), aligned to a page, zeroed, freed on drop. Pages are taken from
+/// the system when first touched.
 pub(super) struct Aligned<T: Copy> {
-    start: NonNull<u8>,
-    layout: Layout,
-    data: NonNull<T>,
+    map: Option<MmapMut>,
     len: usize,
     marker: PhantomData<T>,
 }
 
-// SAFETY: it owns plain numbers and hands out raw pointers only; whoever dereferences them says why that is not a race.
-unsafe impl<T: Copy + Send> Send for Aligned<T> {}
-// SAFETY: as above.
-unsafe impl<T: Copy + Sync> Sync for Aligned<T> {}
-
 impl<T: Copy> Aligned<T> {
     pub(super) fn zeroed(len: usize) -> Result<Self, OutOfMemory> {
-        let refused = OutOfMemory {
-            bytes: len.saturating_mul(size_of::<T>()),
-        };
-        let bytes = len
-            .checked_mul(size_of::<T>())
-            .and_then(|bytes| bytes.checked_add(2 * LINE))
-            .ok_or(refused)?;
-        let layout = Layout::from_size_align(bytes, 16).map_err(|_| refused)?;
-        // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(refused)?;
-        // SAFETY: at most LINE - 1 further, and the allocation is 2 × LINE longer than `len` numbers.
-        let data = unsafe { start.add(start.align_offset(LINE)).cast() };
+        if len == 0 {
+            return Ok(Self::empty());
+        }
+        let bytes = len.saturating_mul(size_of::<T>());
+        // A slice may not be longer than isize::MAX.
+        if isize::try_from(bytes).is_err() {
+            return Err(OutOfMemory { bytes });
+        }
+        let map = MmapMut::map_anon(bytes).map_err(|_| OutOfMemory { bytes })?;
+        if bytes >= HUGE {
+            // Advice only: small pages do as well, more slowly.
+            let _ = map.advise(Advice::HugePage);
+        }
         Ok(Self {
-            start,
-            layout,
-            data,
+            map: Some(map),
             len,
             marker: PhantomData,
         })
     }
 
     pub(super) fn empty() -> Self {
-        Self::zeroed(0).unwrap_or_else(|_| std::alloc::handle_alloc_error(Layout::new::<[u8; 2 * LINE]>()))
+        Self {
+            map: None,
+            len: 0,
+            marker: PhantomData,
+        }
     }
 
     pub(super) fn as_ptr(&self) -> *mut T {
-        self.data.as_ptr()
+        // The pages are private to this value, so that writing through the pointer is its holders' affair.
+        self.map.as_ref().map_or(std::ptr::NonNull::dangling().as_ptr(), |map| {
+            map.as_ptr().cast_mut().cast()
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -80,9 +76,5 @@ impl<T: Copy> Aligned<T> {
     }
 }
 
-impl<T: Copy> Drop for Aligned<T> {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
+#[cfg(test)]
+mod tests;

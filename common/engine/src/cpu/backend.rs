@@ -20,6 +20,7 @@ use super::{
     memory::CpuKvMemory,
     ops::CpuOps,
     plan::Places,
+    rows,
     team::{Broken, Member, Team},
     weight::Matrix,
 };
@@ -204,10 +205,7 @@ impl Core {
                 unsafe { std::slice::from_raw_parts_mut(self.angles.as_ptr().add(row * 2 * pairs), 2 * pairs) };
             let (cosines, sines) = angles.split_at_mut(pairs);
             let position = places.rows[row].position as f64;
-            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
-                let (s, c) = math::sin_cos(position * frequency);
-                (*cosine, *sine) = (c as f32, s as f32);
-            }
+            rows::angles(self.isa, position, &self.frequencies, cosines, sines);
         }
         member.barrier();
     }

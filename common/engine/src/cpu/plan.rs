@@ -35,6 +35,9 @@ pub(super) struct Places {
     pub(super) tiles: Vec<RowTile>,
     /// Last row of each sampling span, and the span.
     pub(super) sampling: Vec<(usize, usize)>,
+    /// Per block of the pool, the last step that wrote to it.
+    written: Vec<u64>,
+    step: u64,
 }
 
 fn refuse<T>(problem: String) -> Result<T, StepError> {
@@ -47,6 +50,8 @@ impl Places {
         self.rows.clear();
         self.tiles.clear();
         self.sampling.clear();
+        self.written.resize(config.blocks, 0);
+        self.step += 1;
         if plan.rows() > config.max_rows {
             return refuse(format!("{} rows where {} are the most", plan.rows(), config.max_rows));
         }
@@ -77,6 +82,14 @@ impl Places {
             }
             if table.len() < config.layout.blocks_for(tokens) {
                 return refuse(format!("span {index} has {} blocks for {tokens} tokens", table.len()));
+            }
+            // One place has one writer: otherwise two threads might write it at once.
+            for block in &plan.table(span)[span.context / config.layout.block_tokens..config.layout.blocks_for(tokens)]
+            {
+                let written = &mut self.written[block.0 as usize];
+                if std::mem::replace(written, self.step) == self.step {
+                    return refuse(format!("block {} would be written twice", block.0));
+                }
             }
             let group = config.shape.heads / config.shape.kv_heads;
             let rows_per_tile = (QUERIES / group).max(1);

@@ -3,7 +3,7 @@
 
 use super::{
     isa::Isa,
-    math::{LANES, ROUND, exp, from_bf16, to_bf16, tree_sum},
+    math::{LANES, ROUND, exp, from_bf16, sin_cos, to_bf16, tree_sum},
 };
 
 /// Compiles `$body` for each instruction set and picks by `isa`.
@@ -102,6 +102,19 @@ fn rotate_body(head: &mut [f32], cosines: &[f32], sines: &[f32], interleaved: bo
         for (((a, b), &cosine), &sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
             (*a, *b) = (*a * cosine - *b * sine, *a * sine + *b * cosine);
         }
+    }
+}
+
+for_each_isa! {
+    /// Cosines and sines of `position * frequency`, each computed in f64.
+    angles = angles_body(position: f64, frequencies: &[f64], cosines: &mut [f32], sines: &mut [f32])
+}
+
+#[inline(always)]
+fn angles_body(position: f64, frequencies: &[f64], cosines: &mut [f32], sines: &mut [f32]) {
+    for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+        let (s, c) = sin_cos(position * frequency);
+        (*cosine, *sine) = (c as f32, s as f32);
     }
 }
 

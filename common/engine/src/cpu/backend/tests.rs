@@ -463,6 +463,8 @@ fn plans_that_break_a_bound_are_refused_and_harm_nothing() {
     check(&mut small, &|plan| plan.spans[0].rows = 0..0);
     check(&mut small, &|plan| plan.spans[0].table = 0..3);
     check(&mut small, &|plan| plan.spans[0].table = 1..2);
+    check(&mut small, &|plan| plan.tables[1] = plan.tables[0]);
+    check(&mut small, &|plan| push(plan, 2, 0, &[1], &[5], None));
     check(&mut small, &|plan| plan.spans.clear());
     check(&mut small, &|plan| {
         plan.tokens = vec![0; MAX_ROWS + 1];

@@ -41,7 +41,7 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
                 } else {
                     _mm256_setzero_ps()
                 };
-                for r in 0..R {
+                for (r, acc) in acc.iter_mut().enumerate() {
                     let words = tile.bytes.add(r * tile.bytes_stride + g * GROUP).cast::<i32>();
                     let activation = |i: usize| _mm256_set1_epi32(words.add(i).read_unaligned());
                     let group = &*tile.groups.add(r * tile.groups_stride + g);
@@ -71,9 +71,9 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
                         }
                     };
                     let both = _mm256_mul_ps(scale, _mm256_set1_ps(group.scale));
-                    acc[r] = _mm256_fmadd_ps(both, _mm256_cvtepi32_ps(dot), acc[r]);
+                    *acc = _mm256_fmadd_ps(both, _mm256_cvtepi32_ps(dot), *acc);
                     if KIND == Q4_1 {
-                        acc[r] = _mm256_fmadd_ps(min, _mm256_set1_ps(group.scaled_sum), acc[r]);
+                        *acc = _mm256_fmadd_ps(min, _mm256_set1_ps(group.scaled_sum), *acc);
                     }
                 }
             }

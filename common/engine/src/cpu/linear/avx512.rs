@@ -45,7 +45,7 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
             } else {
                 _mm512_setzero_ps()
             };
-            for r in 0..R {
+            for (r, acc) in acc.iter_mut().enumerate() {
                 let words = tile.bytes.add(r * tile.bytes_stride + g * GROUP).cast::<i32>();
                 let group = &*tile.groups.add(r * tile.groups_stride + g);
                 let mut dot = match KIND {
@@ -57,9 +57,9 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
                     dot = _mm512_dpbusd_epi32(dot, weights, _mm512_set1_epi32(words.add(i).read_unaligned()));
                 }
                 let both = _mm512_mul_ps(scale, _mm512_set1_ps(group.scale));
-                acc[r] = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot), acc[r]);
+                *acc = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(dot), *acc);
                 if KIND == Q4_1 {
-                    acc[r] = _mm512_fmadd_ps(min, _mm512_set1_ps(group.scaled_sum), acc[r]);
+                    *acc = _mm512_fmadd_ps(min, _mm512_set1_ps(group.scaled_sum), *acc);
                 }
             }
         }
