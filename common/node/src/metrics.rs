@@ -85,7 +85,7 @@ struct BuildLabels {
 
 /// A registry with prefix `baton` that already holds `baton_build_info{version,role}` and `baton_phase{phase}` (1 for the phase that `lifecycle` is in).
 ///
-/// Register everything, then wrap it into [`Metrics`] for [`crate::ops`].
+/// The prefix applies to collectors, too: their names come without it. Register everything, then wrap it into [`Metrics`] for [`crate::ops`].
 pub fn registry(role: &str, lifecycle: &Lifecycle) -> Registry {
     let mut registry = Registry::with_prefix("baton");
     let build = Family::<BuildLabels, Gauge>::default();
@@ -112,7 +112,7 @@ impl Collector for PhaseCollector {
         let now = self.lifecycle.phase();
         let phase = ConstGauge::new(0_i64);
         let mut metric = encoder.encode_descriptor(
-            "baton_phase",
+            "phase",
             "1 for the phase that the process is in",
             None,
             phase.metric_type(),

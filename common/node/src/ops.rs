@@ -3,7 +3,7 @@
 //! Liveness says only that the process answers: it never depends on load, on peers or on the phase, so that a busy or draining process is not killed. Readiness is 200 in
 //! [`Phase::Ready`] and 503 otherwise.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use axum::{
     Router,
@@ -22,15 +22,26 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 struct Ops {
     lifecycle: Lifecycle,
     metrics: Metrics,
+    also: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// The three routes, to merge into another app or to serve alone.
 pub fn routes(lifecycle: Lifecycle, metrics: Metrics) -> Router {
+    routes_when(lifecycle, metrics, || true)
+}
+
+/// The three routes; `/ready` is 200 only if `also` holds, too, when it is asked, and says `waiting` until then.
+pub fn routes_when(lifecycle: Lifecycle, metrics: Metrics, also: impl Fn() -> bool + Send + Sync + 'static) -> Router {
+    let also = Arc::new(also);
     Router::new()
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(scrape))
-        .with_state(Ops { lifecycle, metrics })
+        .with_state(Ops {
+            lifecycle,
+            metrics,
+            also,
+        })
 }
 
 /// Serves the three routes on `listener` until the shutdown token is cancelled. Spawn it on [`Lifecycle::spawn`].
@@ -45,12 +56,11 @@ pub async fn serve(listener: TcpListener, lifecycle: Lifecycle, metrics: Metrics
 
 async fn ready(State(ops): State<Ops>) -> (StatusCode, String) {
     let phase = ops.lifecycle.phase();
-    let code = if phase == Phase::Ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (code, format!("{phase}\n"))
+    match phase {
+        Phase::Ready if (ops.also)() => (StatusCode::OK, format!("{phase}\n")),
+        Phase::Ready => (StatusCode::SERVICE_UNAVAILABLE, "waiting\n".to_owned()),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, format!("{phase}\n")),
+    }
 }
 
 async fn scrape(State(ops): State<Ops>) -> Response {

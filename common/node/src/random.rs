@@ -30,6 +30,11 @@ pub fn capability() -> [u8; 32] {
     bytes()
 }
 
+/// A router's key of tenants' salts, when it was given none.
+pub fn secret() -> [u8; 32] {
+    bytes()
+}
+
 /// Four hex digits that set processes of one role apart when they were given no name.
 pub fn suffix() -> String {
     format!("{:04x}", u16::from_ne_bytes(bytes()))

@@ -180,8 +180,9 @@ fn provider(config: &TelemetryConfig) -> Result<SdkTracerProvider, TelemetryErro
         .build();
     let builder = SdkTracerProvider::builder().with_resource(resource);
     let Some(endpoint) = &config.otlp_endpoint else {
-        // Spans have ids, which travel and are never recorded.
-        return Ok(builder.with_sampler(Sampler::AlwaysOff).build());
+        // Spans have ids, which travel with the caller's decision to record them; ours is not to.
+        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
+        return Ok(builder.with_sampler(sampler).build());
     };
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()

@@ -1,4 +1,10 @@
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -39,12 +45,12 @@ async fn probes_and_metrics_follow_the_phase() {
         assert_eq!(status, 200);
         assert!(head.contains("content-type: application/openmetrics-text"), "{head}");
         assert!(
-            body.contains(&format!("baton_phase{{phase=\"{phase}\"}} 1\n")),
+            body.contains(&format!("\nbaton_phase{{phase=\"{phase}\"}} 1\n")),
             "{body}"
         );
-        assert_eq!(body.matches("baton_phase{").count(), 4, "{body}");
+        assert_eq!(body.matches("\nbaton_phase{").count(), 4, "{body}");
         assert!(
-            body.contains("baton_build_info{version=\"0.1.0\",role=\"decode\"} 1\n"),
+            body.contains("\nbaton_build_info{version=\"0.1.0\",role=\"decode\"} 1\n"),
             "{body}"
         );
         assert!(body.ends_with("# EOF\n"), "{body}");
@@ -54,4 +60,25 @@ async fn probes_and_metrics_follow_the_phase() {
     life.set(Phase::Stopped);
     server.await.expect("no panic").expect("ends well");
     assert!(TcpStream::connect(address).await.is_err(), "the socket is closed");
+}
+
+#[tokio::test]
+async fn readiness_may_need_more_than_the_phase() {
+    let life = Lifecycle::new();
+    life.set(Phase::Ready);
+    let metrics = Arc::new(metrics::registry("router", &life));
+    let nodes = Arc::new(AtomicBool::new(false));
+    let also = nodes.clone();
+    let app = routes_when(life.clone(), metrics, move || also.load(Ordering::Relaxed));
+    let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--http")
+        .await
+        .expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let server = life.spawn(async { axum::serve(listener, app).await });
+    for (there, expected) in [(false, 503), (true, 200), (false, 503)] {
+        nodes.store(there, Ordering::Relaxed);
+        assert_eq!(get(address, "/ready").await.0, expected);
+        assert_eq!(get(address, "/health").await.0, 200);
+    }
+    server.abort();
 }

@@ -1,0 +1,66 @@
+//! `baton model fetch|info`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use baton_engine::ModelSummary;
+use clap::{Args, Subcommand};
+
+use crate::{
+    models::{self, Fetched},
+    output,
+};
+
+/// Fetches models and says what is in them.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Fetch the default model (SmolLM2-135M-Instruct, 94 MiB) and check its SHA-256
+    Fetch(FetchArgs),
+    /// Say what a model file holds
+    Info(InfoArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// Where to keep it [default: $XDG_CACHE_HOME/baton/models, else ~/.cache/baton/models]
+    #[arg(long, env = "BATON_MODELS", value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// A GGUF file [default: the default model, as fetched]
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+}
+
+pub(crate) async fn run(command: ModelCommand) -> anyhow::Result<()> {
+    match command {
+        ModelCommand::Fetch(args) => fetch(args).await,
+        ModelCommand::Info(args) => info(args).await,
+    }
+}
+
+async fn fetch(args: FetchArgs) -> anyhow::Result<()> {
+    let directory = models::directory(args.dir);
+    let fetched = tokio::select! {
+        fetched = models::fetch(&directory) => fetched?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("cannot listen for Ctrl-C")?;
+            anyhow::bail!("interrupted; nothing was kept");
+        }
+    };
+    let what = match &fetched {
+        Fetched::AlreadyThere(_) => "already there",
+        Fetched::New(_) => "fetched",
+    };
+    output::line(format!("{what}, SHA-256 verified: {}", fetched.path().display()))
+}
+
+async fn info(args: InfoArgs) -> anyhow::Result<()> {
+    let path = args.path.unwrap_or_else(models::default_path);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let summary = tokio::task::spawn_blocking(move || ModelSummary::of_file(&path, threads)).await?;
+    let summary = summary.context("no summary (the default model is fetched with `baton model fetch`)")?;
+    output::write(&summary.to_string())
+}

@@ -1,0 +1,57 @@
+//! Which engine a node runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use baton_engine::{EngineOptions, Isa, ModelConfig, SimulatedConfig, Source};
+use baton_gguf::Gguf;
+use baton_worker::NodeConfig;
+use clap::Args;
+
+use crate::models;
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct EngineArgs {
+    /// A GGUF model file; every node and router of a cluster needs the same one [default: the default model, as fetched]
+    #[arg(long, env = "BATON_MODEL", value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Compute nothing: take as long as a cost model says, and answer with derived tokens; name and vocabulary are those of the model file
+    #[arg(long, env = "BATON_SIMULATED")]
+    simulated: bool,
+    /// Instruction set of the kernels: portable, avx2 or avx512; all give the same bits, so leave it out but for tests and measurements [default: the fastest that this CPU has]
+    #[arg(long, env = "BATON_ISA", value_name = "SET")]
+    isa: Option<Isa>,
+}
+
+impl EngineArgs {
+    /// What to open for a node of this `config`.
+    pub(super) fn options(&self, config: &NodeConfig) -> anyhow::Result<EngineOptions> {
+        let path = models::path(self.model.clone())?;
+        let source = if self.simulated {
+            Source::Simulated(simulated(&path)?)
+        } else {
+            Source::File(path)
+        };
+        Ok(EngineOptions {
+            source,
+            threads: config.threads,
+            isa: self.isa,
+            kv_bytes: config.kv_bytes,
+            max_rows: config.scheduler.token_budget,
+            max_sequences: config.scheduler.max_running,
+        })
+    }
+}
+
+/// A simulated model that passes for the one in `path`, so that a router with that file's tokenizer takes the node.
+fn simulated(path: &Path) -> anyhow::Result<SimulatedConfig> {
+    let unusable = || format!("cannot take the vocabulary from {}", path.display());
+    let gguf = Gguf::open(path).with_context(unusable)?;
+    let model = ModelConfig::from_gguf(&gguf).with_context(unusable)?;
+    Ok(SimulatedConfig {
+        name: baton_gguf::model_name(&gguf, path),
+        vocabulary: model.vocabulary,
+        context_length: model.context_length,
+        ..SimulatedConfig::default()
+    })
+}

