@@ -3,6 +3,9 @@
 use std::{fmt, time::Duration};
 
 use baton_kv::{NodeId, TokenId};
+use baton_node::status::reasons;
+
+use crate::limits;
 
 /// A field of a request, so that an error can name it. Edges translate it to their own spelling.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -88,7 +91,7 @@ pub enum GenerateError {
         unit: &'static str,
     },
     /// The prompt leaves no room for one output token.
-    #[error("the prompt has {tokens} tokens, and the context of {limit} must hold at least one more")]
+    #[error("the prompt has {tokens} tokens or more, and the context of {limit} must hold at least one after it")]
     PromptTooLong {
         /// Of the prompt.
         tokens: usize,
@@ -119,6 +122,9 @@ pub enum GenerateError {
     /// The model file has no chat template.
     #[error("this model has no chat template: send text or tokens")]
     NoChatTemplate,
+    /// The model file's chat template does not parse.
+    #[error("this model's chat template is broken ({0}): send text or tokens")]
+    ChatTemplateBroken(String),
     /// No such model here.
     #[error("the model {model:?} is not served here; {served:?} is")]
     UnknownModel {
@@ -146,6 +152,12 @@ pub enum GenerateError {
     QueueTimeout {
         /// When to try again.
         retry_after: Duration,
+    },
+    /// Every node that it was sent to had no room after all.
+    #[error("no node had room for the request ({attempts} were asked)")]
+    NodesFull {
+        /// Dispatches.
+        attempts: u32,
     },
     /// The prompt needs more blocks than any node has.
     #[error("the request needs {needed} KV blocks, and the largest decode node has {largest}")]
@@ -196,23 +208,25 @@ impl GenerateError {
         match self {
             Self::EmptyPrompt => "EMPTY_PROMPT",
             Self::InputTooLarge { .. } => "INPUT_TOO_LARGE",
-            Self::PromptTooLong { .. } => "CONTEXT_LENGTH_EXCEEDED",
+            Self::PromptTooLong { .. } => reasons::CONTEXT_LENGTH,
             Self::TokenOutOfVocabulary { .. } => "TOKEN_OUT_OF_VOCABULARY",
-            Self::InvalidField { .. } => "INVALID_FIELD",
+            Self::InvalidField { .. } => reasons::INVALID_FIELD,
             Self::ChatRefused(_) => "CHAT_REFUSED",
             Self::NoChatTemplate => "NO_CHAT_TEMPLATE",
-            Self::UnknownModel { .. } => "MODEL_NOT_FOUND",
-            Self::NotBuilt { .. } => "NOT_BUILT",
+            Self::ChatTemplateBroken(_) => "CHAT_TEMPLATE_BROKEN",
+            Self::UnknownModel { .. } => reasons::UNKNOWN_MODEL,
+            Self::NotBuilt { .. } => reasons::NOT_BUILT,
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::QueueTimeout { .. } => "QUEUE_TIMEOUT",
+            Self::NodesFull { .. } => "NODES_FULL",
             Self::TooLargeForNodes { .. } => "TOO_LARGE_FOR_NODES",
             Self::NoNodes => "NO_NODES",
-            Self::Draining => "DRAINING",
-            Self::NodeLost { .. } => "NODE_LOST",
+            Self::Draining => reasons::DRAINING,
+            Self::NodeLost { .. } => reasons::NODE_LOST,
             Self::NodeFailed { .. } => "NODE_FAILED",
             Self::DeadlineExceeded(_) => "DEADLINE_EXCEEDED",
             Self::Cancelled => "CANCELLED",
-            Self::Internal(_) => "INTERNAL",
+            Self::Internal(_) => reasons::INTERNAL,
         }
     }
 
@@ -226,10 +240,11 @@ impl GenerateError {
             | Self::InvalidField { .. }
             | Self::ChatRefused(_)
             | Self::NoChatTemplate
+            | Self::ChatTemplateBroken(_)
             | Self::TooLargeForNodes { .. } => ErrorKind::InvalidArgument,
             Self::UnknownModel { .. } => ErrorKind::NotFound,
             Self::NotBuilt { .. } => ErrorKind::Unimplemented,
-            Self::QueueFull { .. } | Self::QueueTimeout { .. } => ErrorKind::Shed,
+            Self::QueueFull { .. } | Self::QueueTimeout { .. } | Self::NodesFull { .. } => ErrorKind::Shed,
             Self::NoNodes | Self::Draining | Self::NodeLost { .. } => ErrorKind::Unavailable,
             Self::NodeFailed { retryable: true, .. } => ErrorKind::Unavailable,
             Self::NodeFailed { retryable: false, .. } | Self::Internal(_) => ErrorKind::Internal,
@@ -242,9 +257,11 @@ impl GenerateError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. } | Self::QueueTimeout { retry_after } => Some(*retry_after),
-            Self::NoNodes | Self::Draining | Self::NodeLost { .. } | Self::NodeFailed { retryable: true, .. } => {
-                Some(crate::limits::UNAVAILABLE_RETRY)
-            }
+            Self::NodesFull { .. }
+            | Self::NoNodes
+            | Self::Draining
+            | Self::NodeLost { .. }
+            | Self::NodeFailed { retryable: true, .. } => Some(limits::SHED_RETRY),
             _ => None,
         }
     }
@@ -257,6 +274,7 @@ impl GenerateError {
             | Self::PromptTooLong { .. }
             | Self::ChatRefused(_)
             | Self::NoChatTemplate
+            | Self::ChatTemplateBroken(_)
             | Self::TooLargeForNodes { .. } => Some(Field::Input),
             Self::TokenOutOfVocabulary { field, .. } | Self::InvalidField { field, .. } => Some(*field),
             Self::UnknownModel { .. } => Some(Field::Model),

@@ -1,52 +1,354 @@
-//! The front handle: what the edges call.
+//! The front handle: what the edges call. Validates, tokenises, admits; then the request lives in a task of its own ([`crate::life`]).
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use baton_kv::TokenId;
+use baton_kv::{BlockName, RequestId, Salt, Time, TokenId, name_blocks};
+use baton_node::{Lifecycle, Phase, clock, random};
+use baton_proto::node::v1 as pb;
+use baton_text::ModelText;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{Instrument, Span};
 
 use crate::{
-    error::GenerateError,
-    request::{AnswerStream, GenerateRequest, Input, Model},
+    RouterConfig,
+    cluster::Cluster,
+    core::{
+        members::Shape,
+        placement::Needs,
+        request::{Life, LifeConfig},
+    },
+    error::{Field, GenerateError},
+    life::{Driver, Job},
+    limits,
+    metrics::RouterMetrics,
+    request::{AnswerEvent, AnswerStream, GenerateRequest, Input, Model, SamplingRequest, Started},
+    text::Text,
+    trace::new_span,
 };
 
 /// The router as its edges see it. Cheap to clone.
 #[derive(Clone)]
 pub struct Front {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, clippy::todo, clippy::unused_async)]
+struct Inner {
+    config: RouterConfig,
+    text: Text,
+    cluster: Cluster,
+    metrics: RouterMetrics,
+    lifecycle: Lifecycle,
+    /// [`limits::REQUESTS_IN_FLIGHT`].
+    permits: Arc<Semaphore>,
+    created: SystemTime,
+}
+
 impl Front {
+    pub(crate) fn new(
+        config: RouterConfig,
+        text: ModelText,
+        cluster: Cluster,
+        metrics: RouterMetrics,
+        lifecycle: Lifecycle,
+    ) -> Self {
+        let inner = Inner {
+            config,
+            text: Text::new(text),
+            cluster,
+            metrics,
+            lifecycle,
+            permits: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT)),
+            created: SystemTime::now(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Validates and tokenises the request, and admits it to the queue. Every error found until then is returned here, at once (bad input, unknown model, shed, no
     /// nodes); a later one is the stream's last item. The first item is `Started`.
     ///
     /// Cancel-safe: dropping the future, or the stream, cancels the request.
     pub async fn generate(&self, request: GenerateRequest) -> Result<AnswerStream, GenerateError> {
-        todo!()
+        let arrived = clock::now();
+        let span = if request.span.is_none() {
+            new_span()
+        } else {
+            request.span.clone()
+        };
+        let admitted = self.admit(request, arrived, &span).instrument(span.clone()).await;
+        admitted.inspect_err(|error| {
+            span.record("outcome", error.code());
+            span.in_scope(|| tracing::info!(code = error.code(), "not admitted: {error}"));
+            self.inner.metrics.ended(error.code(), since(arrived));
+        })
+    }
+
+    async fn admit(&self, request: GenerateRequest, arrived: Time, span: &Span) -> Result<AnswerStream, GenerateError> {
+        let Inner {
+            text,
+            cluster,
+            metrics,
+            lifecycle,
+            config,
+            ..
+        } = &*self.inner;
+        if lifecycle.phase() >= Phase::Draining {
+            return Err(GenerateError::Draining);
+        }
+        let permit = self.permit()?;
+        let in_flight = metrics.arrived();
+        self.check_model(request.model.as_deref())?;
+        let checked = Checked::new(&request, text)?;
+        let deadline = arrived.after_ms(checked.timeout.as_millis() as u64);
+        // Before the prompt is looked at, so that nothing is computed in vain.
+        let shape = cluster
+            .shape()
+            .filter(|_| cluster.ready())
+            .ok_or(GenerateError::NoNodes)?;
+        let context = shape.context_length.min(text.model().context_length);
+        let prompt = self.encode(request.input, context, deadline).await?;
+        let left = context - prompt.len();
+        let max_new_tokens = request.max_tokens.map_or(left, |max| left.min(max as usize)) as u32;
+        let seed = request.sampling.seed.unwrap_or_else(random::seed);
+        let id = random::request_id();
+        span.record("request_id", id.to_string());
+        span.record("prompt_tokens", prompt.len());
+        let root = BlockName::root(&shape.identity, &Salt::derive(&config.secret, &request.tenant.0));
+        let needs = Needs {
+            prompt_tokens: prompt.len(),
+            names: name_blocks(root, &prompt, shape.layout.block_tokens),
+            identity: shape.identity,
+        };
+        let mut stop_ids = request.stop_token_ids;
+        if !request.ignore_eos {
+            stop_ids.extend_from_slice(&text.model().eos_ids);
+        }
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+
+        let (events, receiver) = mpsc::channel(limits::TOKEN_CHANNEL);
+        let started = Started {
+            request_id: id,
+            model: text.model().name.to_owned(),
+            prompt_tokens: prompt.len() as u32,
+            seed,
+        };
+        let answer = text.answer(request.stop)?;
+        let queue_deadline = deadline.min(clock::now().after_ms(config.queue_timeout.as_millis() as u64));
+        let admitted = cluster.submit(id, needs, queue_deadline)?;
+        let cancel = CancellationToken::new();
+        let job = Job {
+            arrived,
+            deadline,
+            work: work(
+                id,
+                &shape,
+                prompt,
+                max_new_tokens,
+                stop_ids,
+                request.sampling,
+                seed,
+                root,
+            ),
+            logprobs: request.logprobs,
+            router: config.router_id.clone(),
+            client_gone: cancel.clone(),
+            router_stops: lifecycle.shutdown_token(),
+        };
+        let life_config = LifeConfig {
+            reserve_ms: limits::RESERVE_MS,
+            closing_ms: limits::CLOSING_MS,
+            max_attempts: limits::ATTEMPTS,
+            vocabulary: text.model().tokenizer.vocabulary_len(),
+        };
+        let life = Life::new(life_config, clock::now(), queue_deadline, deadline, max_new_tokens);
+        let _ = events.try_send(Ok(AnswerEvent::Started(started)));
+        let driver = Driver::new(life, cluster.clone(), admitted, job, answer, events, metrics.clone());
+        lifecycle.requests().spawn(
+            async move {
+                let _held: (OwnedSemaphorePermit, _) = (permit, in_flight);
+                driver.run().await;
+            }
+            .instrument(span.clone()),
+        );
+        let cancel: DropGuard = cancel.drop_guard();
+        Ok(AnswerStream::new(receiver, cancel))
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, GenerateError> {
+        let permit = self.inner.permits.clone().try_acquire_owned();
+        permit.map_err(|_| GenerateError::QueueFull {
+            limit: limits::REQUESTS_IN_FLIGHT,
+            retry_after: limits::SHED_RETRY,
+        })
+    }
+
+    async fn encode(&self, input: Input, context: usize, deadline: Time) -> Result<Vec<TokenId>, GenerateError> {
+        let left = Duration::from_millis(clock::now().ms_until(deadline));
+        let encoded = self.inner.text.encode(input, context.saturating_sub(1));
+        let passed = |_| GenerateError::DeadlineExceeded("before the prompt was tokenised");
+        timeout(left, encoded).await.map_err(passed)?
+    }
+
+    fn check_model(&self, model: Option<&str>) -> Result<(), GenerateError> {
+        let served = self.inner.text.model().name.as_str();
+        match model {
+            Some(model) if model != served => Err(GenerateError::UnknownModel {
+                model: model.chars().take(limits::IDENTIFIER_BYTES).collect(),
+                served: served.to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The ids of a prompt, as `generate` would see them.
     pub async fn tokenize(&self, model: Option<&str>, input: Input) -> Result<Vec<TokenId>, GenerateError> {
-        todo!()
+        let _permit = self.permit()?;
+        self.check_model(model)?;
+        self.inner.text.encode(input, limits::INPUT_TOKENS).await
     }
 
     /// The text of ids.
     pub async fn detokenize(&self, model: Option<&str>, ids: Vec<TokenId>) -> Result<String, GenerateError> {
-        todo!()
+        let _permit = self.permit()?;
+        self.check_model(model)?;
+        self.inner.text.decode(ids).await
     }
 
-    /// The text of one id alone, and its bytes (which may be no whole character): for lists of log-probabilities.
+    /// The bytes of one id alone, which may be no whole character: for lists of log-probabilities. Empty outside the vocabulary.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
-        todo!()
+        let bytes = self.inner.text.model().tokenizer.token_bytes(id);
+        bytes.map(<[u8]>::to_vec).unwrap_or_default()
     }
 
     /// The models that can be asked: one per router.
     pub fn models(&self) -> Vec<Model> {
-        todo!()
+        let text = self.inner.text.model();
+        let shape = self.inner.cluster.shape();
+        let context = shape.map_or(usize::MAX, |shape| shape.context_length);
+        vec![Model {
+            id: text.name.to_owned(),
+            context_length: context.min(text.context_length) as u32,
+            vocabulary: text.tokenizer.vocabulary_len() as u32,
+            kv_identity: shape.map(|shape| shape.identity),
+            created: self.inner.created,
+        }]
     }
 
     /// Whether a request could be served now: at least one decode node is ready, and this router is not draining.
     pub fn ready(&self) -> bool {
-        todo!()
+        self.inner.lifecycle.phase() == Phase::Ready && self.inner.cluster.ready()
+    }
+}
+
+/// What was found right.
+struct Checked {
+    timeout: Duration,
+}
+
+impl Checked {
+    fn new(request: &GenerateRequest, text: &Text) -> Result<Self, GenerateError> {
+        let SamplingRequest {
+            temperature,
+            top_p,
+            min_p,
+            ..
+        } = request.sampling;
+        in_range(Field::Temperature, temperature, "must be between 0 and 2", |t| {
+            (0.0..=2.0).contains(&t)
+        })?;
+        in_range(Field::TopP, top_p, "must be over 0 and at most 1", |p| {
+            p > 0.0 && p <= 1.0
+        })?;
+        in_range(Field::MinP, min_p, "must be between 0 and 1", |p| {
+            (0.0..=1.0).contains(&p)
+        })?;
+        if request.max_tokens == Some(0) {
+            return Err(invalid(Field::MaxTokens, "must be at least 1".to_owned()));
+        }
+        if request.stop.len() > limits::STOP_STRINGS {
+            let problem = format!(
+                "{} stop strings; at most {} are taken",
+                request.stop.len(),
+                limits::STOP_STRINGS
+            );
+            return Err(invalid(Field::Stop, problem));
+        }
+        for stop in &request.stop {
+            let chars = stop.chars().count();
+            if !(1..=limits::STOP_STRING_CHARS).contains(&chars) {
+                let limit = limits::STOP_STRING_CHARS;
+                return Err(invalid(
+                    Field::Stop,
+                    format!("a stop string has 1 to {limit} characters, not {chars}"),
+                ));
+            }
+        }
+        if request.stop_token_ids.len() > limits::STOP_TOKEN_IDS {
+            let (count, limit) = (request.stop_token_ids.len(), limits::STOP_TOKEN_IDS);
+            return Err(invalid(
+                Field::StopTokenIds,
+                format!("{count} ids; at most {limit} are taken"),
+            ));
+        }
+        text.check_ids(&request.stop_token_ids, Field::StopTokenIds)?;
+        let timeout = request.timeout.unwrap_or(limits::REQUEST_TIMEOUT_DEFAULT);
+        Ok(Self {
+            timeout: timeout.min(limits::REQUEST_TIMEOUT_MAX),
+        })
+    }
+}
+
+fn in_range(field: Field, value: Option<f32>, rule: &str, holds: fn(f32) -> bool) -> Result<(), GenerateError> {
+    match value {
+        Some(value) if !holds(value) => Err(invalid(field, format!("{rule}, not {value}"))),
+        _ => Ok(()),
+    }
+}
+
+fn invalid(field: Field, problem: String) -> GenerateError {
+    GenerateError::InvalidField { field, problem }
+}
+
+fn since(arrived: Time) -> Duration {
+    Duration::from_micros(clock::now().0.saturating_sub(arrived.0))
+}
+
+/// The request as nodes see it; attempt and remaining time are set at each dispatch.
+#[allow(clippy::too_many_arguments)]
+fn work(
+    id: RequestId,
+    shape: &Shape,
+    prompt: Vec<TokenId>,
+    max_new_tokens: u32,
+    stop_ids: Vec<TokenId>,
+    sampling: SamplingRequest,
+    seed: u64,
+    root: BlockName,
+) -> pb::Work {
+    pb::Work {
+        request_id: id.to_bytes().to_vec(),
+        attempt: 0,
+        prompt,
+        output: Vec::new(),
+        max_new_tokens,
+        stop_ids,
+        sampling: Some(pb::Sampling {
+            temperature: sampling.temperature.unwrap_or(0.0),
+            top_k: sampling.top_k.unwrap_or(0),
+            top_p: sampling.top_p.unwrap_or(1.0),
+            min_p: sampling.min_p.unwrap_or(0.0),
+            seed,
+            choice: 0,
+        }),
+        root: root.0.to_vec(),
+        kv_identity: shape.identity.0.to_vec(),
+        deadline_ms: 0,
     }
 }

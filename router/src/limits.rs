@@ -1,24 +1,33 @@
-//! Every limit of the router, with its reason.
+//! Limits of the router alone, each with its reason; those that others share are in [`baton_node::limits`].
 
 use std::time::Duration;
 
-/// Retry time for a client where no node can serve: a restarted node announces itself within this.
-pub(crate) const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+pub(crate) use baton_node::limits::{
+    CHAT_MESSAGES, IDENTIFIER_BYTES, LOAD_STALE, PROMPT_BYTES, REQUEST_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_MAX,
+    REQUESTS_IN_FLIGHT, SHED_RETRY, STOP_STRING_CHARS, STOP_STRINGS, STOP_TOKEN_IDS, TOKEN_CHANNEL,
+};
 
-/// Bytes of prompt text that are tokenised: far above any context (4 bytes per token would be 1 Mi tokens), so that a request's cost is bounded.
-pub(crate) const MAX_INPUT_BYTES: usize = 4 << 20;
+/// Bytes of one HTTP body.
+pub(crate) const MAX_HTTP_BODY_BYTES: usize = baton_node::limits::HTTP_BODY_BYTES;
 
-/// Messages of one chat.
-pub(crate) const MAX_MESSAGES: usize = 4_096;
+/// The longest wait that a shed client is told: beyond it our estimate is worth nothing.
+pub(crate) const SHED_RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// Stop strings of one request: each is searched for at every token.
-pub(crate) const MAX_STOPS: usize = 16;
+/// Ids of one prompt or Detokenize call: as many as prompt text of one byte per token can have.
+pub(crate) const INPUT_TOKENS: usize = PROMPT_BYTES;
 
-/// Characters of one stop string: text that may begin one is held back.
-pub(crate) const MAX_STOP_CHARS: usize = 256;
+/// For a decode node to answer a reservation: it only looks into its tables, so a node that takes longer is stuck.
+pub(crate) const RESERVE_MS: u64 = 5_000;
 
-/// Further stop ids of one request: nodes compare each token with each.
-pub(crate) const MAX_STOP_IDS: usize = 64;
+/// After the last token, for the prefill node to say how it went; and, when one leg failed, for the other to say whether it was lost.
+pub(crate) const CLOSING_MS: u64 = 500;
 
-/// Events that wait for a slow client before its nodes are no longer read.
-pub(crate) const ANSWER_EVENTS: usize = 64;
+/// Dispatches of one request: a node that refuses had no room although it reported some, which is rare.
+pub(crate) const ATTEMPTS: u32 = 4;
+
+/// How often a node is asked whether it lives, and how long its answer may take: one that dies without a word is noticed within twice this. Shorter than between
+/// other processes, since a client waits.
+pub(crate) const NODE_KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// Prompts that are tokenised at a time: more would take cores from each other, and from a model that runs on the same machine.
+pub(crate) const TOKENISING: usize = 2;

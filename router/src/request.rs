@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
@@ -240,6 +240,8 @@ pub struct Model {
 #[derive(Debug)]
 pub struct AnswerStream {
     events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>,
+    /// `Finished` or an error has passed.
+    ended: bool,
     _cancel: DropGuard,
 }
 
@@ -248,6 +250,7 @@ impl AnswerStream {
     pub(crate) fn new(events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>, cancel: DropGuard) -> Self {
         Self {
             events,
+            ended: false,
             _cancel: cancel,
         }
     }
@@ -257,6 +260,13 @@ impl Stream for AnswerStream {
     type Item = Result<AnswerEvent, GenerateError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_recv(cx)
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let item = ready!(self.events.poll_recv(cx));
+        // The request's task always says how it ended, unless it panicked.
+        let item = item.unwrap_or_else(|| Err(GenerateError::Internal("the request's task has died".to_owned())));
+        self.ended = matches!(item, Ok(AnswerEvent::Finished(_)) | Err(_));
+        Poll::Ready(Some(item))
     }
 }

@@ -1,0 +1,732 @@
+//! A request's life, from the queue to its one end.
+//!
+//! ```text
+//! Queued ──granted──▶ Reserving ──ticket / admitted──▶ Prefilling ──verified / first token──▶ Decoding ──▶ Ended
+//!   ▲                     │                                │                                     │
+//!   └────── requeue ◀─────┴──── a node had no room ────────┘                     (Closing: the other leg's last word)
+//! ```
+//!
+//! Tokens pass only from the current attempt, and only with the next index; the end is said exactly once; at the end both legs are closed.
+
+use baton_kv::{Attempt, NodeId, Time, TokenId};
+
+use super::{admission::Leg, member::MemberId};
+use crate::{error::GenerateError, limits::SHED_RETRY};
+
+/// However short a lease is, it is not renewed more often.
+const MIN_RENEW_MS: u64 = 10;
+
+/// Bounds of a life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LifeConfig {
+    /// For a decode node to answer a reservation: it only looks into its tables.
+    pub reserve_ms: u64,
+    /// After the last token, for the other leg to say how it went.
+    pub closing_ms: u64,
+    /// Dispatches of one request.
+    pub max_attempts: u32,
+    /// Ids are below it.
+    pub vocabulary: usize,
+}
+
+/// A node as a leg of the request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The member.
+    pub member: MemberId,
+    /// Its name, for errors and reports.
+    pub node: NodeId,
+}
+
+/// Where it was granted to run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// `None`: the decode node runs the prompt itself.
+    pub prefill: Option<Place>,
+    /// The decode node.
+    pub decode: Place,
+}
+
+/// Why a leg broke.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LegError {
+    /// The node has no room, or takes nothing new: nothing was begun, and it may be tried elsewhere.
+    Refused,
+    /// The node died, or cannot be reached.
+    Lost,
+    /// By the node's clock the request's deadline has passed.
+    Deadline,
+    /// The node gave up.
+    Failed {
+        /// Its stable code.
+        code: String,
+        /// Its message.
+        message: String,
+        /// Whether a retry may help.
+        retryable: bool,
+    },
+}
+
+/// Why a node ended an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndReason {
+    /// The last token is a stop token.
+    Stop,
+    /// `max_new_tokens`.
+    Length,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// Admission found a place.
+    Granted(Placement),
+    /// Admission gave up on it.
+    Refused(GenerateError),
+    /// The decode node reserved blocks.
+    Ticket {
+        /// Remaining time of the lease.
+        lease_ms: u64,
+    },
+    /// The decode node started on the prompt.
+    Admitted {
+        /// Prompt tokens found in its pool.
+        cached_tokens: u32,
+        /// Waited there.
+        queue_ms: f64,
+    },
+    /// The decode node verified the KV.
+    Verified {
+        /// That crossed.
+        kv_bytes: u64,
+        /// That crossed.
+        kv_blocks: u32,
+    },
+    /// The decode node drew tokens.
+    Tokens {
+        /// Of which attempt.
+        attempt: Attempt,
+        /// Output index of the first.
+        index: u32,
+        /// The tokens.
+        ids: Vec<TokenId>,
+        /// One per id.
+        logprobs: Vec<f32>,
+    },
+    /// The decode node is done.
+    DecodeEnded {
+        /// Why.
+        reason: EndReason,
+        /// Of the prompt, if it ran there.
+        prefill_ms: f64,
+        /// Of the first decode step.
+        first_step_ms: f64,
+    },
+    /// The decode leg broke.
+    DecodeFailed(LegError),
+    /// The prefill node started on the prompt.
+    PrefillStarted {
+        /// Waited there.
+        queue_ms: f64,
+        /// Prompt tokens found in its pool.
+        cached_tokens: u32,
+    },
+    /// The prefill node is done.
+    PrefillDone {
+        /// The first token.
+        first_token: TokenId,
+        /// Its log-probability.
+        logprob: f32,
+        /// Set when it ended the answer: nothing was handed over.
+        ended: Option<EndReason>,
+        /// Of the prompt.
+        prefill_ms: f64,
+        /// Of the handoff.
+        transfer_ms: f64,
+        /// That crossed.
+        kv_bytes: u64,
+        /// That crossed.
+        kv_blocks: u32,
+    },
+    /// The prefill leg broke.
+    PrefillFailed(LegError),
+    /// The text edge found a stop string: what was delivered is all.
+    StopMatched,
+    /// The client went away.
+    ClientGone,
+    /// The router stops.
+    RouterStopped,
+    /// [`Life::wake_at`] has come.
+    Tick,
+}
+
+/// What the driver must do, in this order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Action {
+    /// Open the request on the decode node: reserve for a handoff, or run it there.
+    OpenDecode {
+        /// The node.
+        member: MemberId,
+        /// Of this dispatch.
+        attempt: Attempt,
+        /// Reserve, not run.
+        reserve: bool,
+    },
+    /// Renew the lease.
+    Renew,
+    /// Send prompt and ticket to the prefill node.
+    RunPrefill {
+        /// The node.
+        member: MemberId,
+        /// Of this dispatch.
+        attempt: Attempt,
+    },
+    /// Drop the leg's stream: its node gives everything back.
+    Close(Leg),
+    /// Tell admission that the leg's node has the dispatch.
+    Acknowledged(Leg),
+    /// Tell admission that the leg is over.
+    Settled(Leg),
+    /// Give the credits back and wait again: `by` had no room.
+    Requeue {
+        /// Which node.
+        by: MemberId,
+    },
+    /// Pass tokens on.
+    Deliver {
+        /// Output index of the first.
+        index: u32,
+        /// The tokens.
+        ids: Vec<TokenId>,
+        /// One per id.
+        logprobs: Vec<f32>,
+    },
+    /// The end, said once; both legs are closed.
+    End(Result<EndReason, GenerateError>),
+}
+
+/// What is known of how it went.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Record {
+    /// Waited at the router.
+    pub router_queue_ms: f64,
+    /// Waited on the node that computed the prompt.
+    pub node_queue_ms: f64,
+    /// Computing the prompt.
+    pub prefill_ms: f64,
+    /// Handing it over.
+    pub transfer_ms: f64,
+    /// The first decode step.
+    pub first_step_ms: f64,
+    /// Prompt tokens that were not computed.
+    pub cached_tokens: u32,
+    /// That crossed.
+    pub kv_bytes: u64,
+    /// That crossed.
+    pub kv_blocks: u32,
+    /// Dispatches.
+    pub attempts: u32,
+    /// The node that computed the prompt for the decode node.
+    pub prefill_node: Option<NodeId>,
+    /// The node that decoded.
+    pub decode_node: Option<NodeId>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+enum State {
+    Queued {
+        since: Time,
+    },
+    Reserving {
+        until: Time,
+    },
+    Prefilling,
+    Decoding,
+    Closing {
+        until: Time,
+        reason: EndReason,
+    },
+    /// One leg gave up on the other; whether the other was lost is the better reason.
+    Failing {
+        until: Time,
+        error: GenerateError,
+    },
+    Ended,
+}
+
+/// One request.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Life {
+    config: LifeConfig,
+    state: State,
+    /// When the router stops waiting for a node.
+    queue_deadline: Time,
+    /// When the request ends, wherever it is.
+    deadline: Time,
+    max_new_tokens: u32,
+    attempt: u32,
+    placement: Option<Placement>,
+    decode_open: bool,
+    prefill_open: bool,
+    verified: bool,
+    /// While the router is the one who renews.
+    renew_at: Option<Time>,
+    renew_ms: u64,
+    /// Output index of the next token.
+    next: u32,
+    record: Record,
+}
+
+impl Life {
+    /// Queued at `now`: until `queue_deadline` a node must have room, until `deadline` the answer must be complete.
+    pub fn new(config: LifeConfig, now: Time, queue_deadline: Time, deadline: Time, max_new_tokens: u32) -> Self {
+        Self {
+            config,
+            state: State::Queued { since: now },
+            queue_deadline,
+            deadline,
+            max_new_tokens,
+            attempt: 0,
+            placement: None,
+            decode_open: false,
+            prefill_open: false,
+            verified: false,
+            renew_at: None,
+            renew_ms: 0,
+            next: 0,
+            record: Record::default(),
+        }
+    }
+
+    /// Whether the end has been said.
+    pub fn ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// Whether it waits for admission.
+    pub fn queued(&self) -> bool {
+        matches!(self.state, State::Queued { .. })
+    }
+
+    /// How it went so far.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// When [`Event::Tick`] is due.
+    pub fn wake_at(&self) -> Time {
+        let own = match self.state {
+            State::Queued { .. } => self.queue_deadline,
+            State::Reserving { until } | State::Closing { until, .. } | State::Failing { until, .. } => until,
+            State::Prefilling | State::Decoding | State::Ended => self.deadline,
+        };
+        own.min(self.deadline).min(self.renew_at.unwrap_or(self.deadline))
+    }
+
+    /// Takes in one event. Events of a leg that is closed change nothing, nor does anything after the end.
+    pub fn step(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
+        if self.ended() {
+            return;
+        }
+        if now >= self.deadline {
+            return self.fail(GenerateError::DeadlineExceeded(self.place_in_life()), actions);
+        }
+        match event {
+            Event::Granted(placement) => self.granted(placement, now, actions),
+            Event::Refused(error) if self.queued() => self.fail(error, actions),
+            Event::Refused(_) => {}
+            Event::StopMatched if self.next > 0 => self.finish(EndReason::Stop, now, actions),
+            Event::StopMatched => {}
+            Event::ClientGone => self.fail(GenerateError::Cancelled, actions),
+            Event::RouterStopped => self.fail(GenerateError::Draining, actions),
+            Event::Tick => self.tick(now, actions),
+            Event::Ticket { .. }
+            | Event::Admitted { .. }
+            | Event::Verified { .. }
+            | Event::Tokens { .. }
+            | Event::DecodeEnded { .. }
+            | Event::DecodeFailed(_) => {
+                if self.decode_open && self.heard(&event) {
+                    self.decode(event, now, actions);
+                }
+            }
+            Event::PrefillStarted { .. } | Event::PrefillDone { .. } | Event::PrefillFailed(_) => {
+                if self.prefill_open && self.heard(&event) {
+                    self.prefill(event, now, actions);
+                }
+            }
+        }
+    }
+
+    /// While failing, only how the other leg fares matters.
+    fn heard(&self, event: &Event) -> bool {
+        let failure = matches!(event, Event::DecodeFailed(_) | Event::PrefillFailed(_));
+        failure || !matches!(self.state, State::Failing { .. })
+    }
+
+    fn place_in_life(&self) -> &'static str {
+        match self.state {
+            State::Queued { .. } => "while it waited for a node",
+            State::Reserving { .. } => "while blocks were being reserved",
+            State::Prefilling | State::Failing { .. } => "before the first token",
+            State::Decoding | State::Closing { .. } | State::Ended => "before the answer was complete",
+        }
+    }
+
+    fn granted(&mut self, placement: Placement, now: Time, actions: &mut Vec<Action>) {
+        let State::Queued { since } = self.state else {
+            return;
+        };
+        self.attempt += 1;
+        self.verified = false;
+        self.record = Record {
+            router_queue_ms: self.record.router_queue_ms + ms_between(since, now),
+            attempts: self.attempt,
+            prefill_node: placement.prefill.as_ref().map(|place| place.node.clone()),
+            decode_node: Some(placement.decode.node.clone()),
+            ..Record::default()
+        };
+        let reserve = placement.prefill.is_some();
+        // A node that runs the prompt itself says so when it leaves its queue, however long that is.
+        let until = if reserve {
+            now.after_ms(self.config.reserve_ms)
+        } else {
+            self.deadline
+        };
+        self.state = State::Reserving { until };
+        self.decode_open = true;
+        actions.push(Action::OpenDecode {
+            member: placement.decode.member,
+            attempt: Attempt(self.attempt),
+            reserve,
+        });
+        self.placement = Some(placement);
+    }
+
+    fn handoff(&self) -> bool {
+        self.placement
+            .as_ref()
+            .is_some_and(|placement| placement.prefill.is_some())
+    }
+
+    fn decode(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
+        let reserving = matches!(self.state, State::Reserving { .. });
+        match event {
+            Event::Ticket { lease_ms } if reserving && self.handoff() => self.ticket(lease_ms, now, actions),
+            Event::Admitted {
+                cached_tokens,
+                queue_ms,
+            } if reserving && !self.handoff() => {
+                self.record.cached_tokens = cached_tokens;
+                self.record.node_queue_ms = queue_ms;
+                self.state = State::Prefilling;
+                actions.push(Action::Acknowledged(Leg::Decode));
+            }
+            Event::Verified { kv_bytes, kv_blocks } if self.state == State::Prefilling && self.handoff() => {
+                self.record.kv_bytes = kv_bytes;
+                self.record.kv_blocks = kv_blocks;
+                self.verified = true;
+                self.renew_at = None;
+                self.state = State::Decoding;
+            }
+            Event::Tokens {
+                attempt,
+                index,
+                ids,
+                logprobs,
+            } => self.tokens(attempt, index, ids, logprobs, actions),
+            Event::DecodeEnded {
+                reason,
+                prefill_ms,
+                first_step_ms,
+            } if self.state == State::Decoding && self.next > 0 => {
+                if !self.handoff() {
+                    self.record.prefill_ms = prefill_ms;
+                }
+                self.record.first_step_ms = first_step_ms;
+                self.finish(reason, now, actions);
+            }
+            Event::DecodeFailed(error) => self.leg_failed(Leg::Decode, error, now, actions),
+            Event::Ticket { .. } | Event::Admitted { .. } => self.protocol("an answer to no question", actions),
+            Event::Verified { .. } => self.protocol("KV verified that was not handed over", actions),
+            _ => self.protocol("an end before the first token", actions),
+        }
+    }
+
+    fn ticket(&mut self, lease_ms: u64, now: Time, actions: &mut Vec<Action>) {
+        let Some(prefill) = self.placement.as_ref().and_then(|placement| placement.prefill.as_ref()) else {
+            return;
+        };
+        self.state = State::Prefilling;
+        // Until the prefill node has started the router renews: the node may still have to queue the prompt.
+        self.renew_ms = (lease_ms / 3).max(MIN_RENEW_MS);
+        self.renew_at = Some(now.after_ms(self.renew_ms));
+        self.prefill_open = true;
+        actions.push(Action::Acknowledged(Leg::Decode));
+        actions.push(Action::RunPrefill {
+            member: prefill.member,
+            attempt: Attempt(self.attempt),
+        });
+    }
+
+    fn tokens(
+        &mut self,
+        attempt: Attempt,
+        index: u32,
+        ids: Vec<TokenId>,
+        logprobs: Vec<f32>,
+        actions: &mut Vec<Action>,
+    ) {
+        if attempt != Attempt(self.attempt) {
+            return;
+        }
+        let ready = match self.state {
+            State::Prefilling => !self.handoff(),
+            State::Decoding => !self.handoff() || self.verified,
+            _ => false,
+        };
+        if !ready {
+            return self.protocol("tokens before their time", actions);
+        }
+        if ids.len() != logprobs.len() || ids.iter().any(|&id| id as usize >= self.config.vocabulary) {
+            return self.protocol("malformed tokens", actions);
+        }
+        if index > self.next {
+            return self.protocol("a gap in the tokens", actions);
+        }
+        let repeated = (self.next - index) as usize;
+        if ids.len() <= repeated {
+            return;
+        }
+        let (ids, logprobs) = (ids[repeated..].to_vec(), logprobs[repeated..].to_vec());
+        self.deliver(ids, logprobs, actions);
+    }
+
+    fn deliver(&mut self, ids: Vec<TokenId>, logprobs: Vec<f32>, actions: &mut Vec<Action>) {
+        let index = self.next;
+        if ids.len() as u64 + u64::from(index) > u64::from(self.max_new_tokens) {
+            return self.protocol("more tokens than asked for", actions);
+        }
+        self.next += ids.len() as u32;
+        self.state = State::Decoding;
+        actions.push(Action::Deliver { index, ids, logprobs });
+    }
+
+    fn prefill(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
+        match event {
+            Event::PrefillStarted {
+                queue_ms,
+                cached_tokens,
+            } => {
+                self.record.node_queue_ms = queue_ms;
+                self.record.cached_tokens = cached_tokens;
+                self.renew_at = None;
+                actions.push(Action::Acknowledged(Leg::Prefill));
+            }
+            Event::PrefillDone {
+                first_token,
+                logprob,
+                ended,
+                prefill_ms,
+                transfer_ms,
+                kv_bytes,
+                kv_blocks,
+            } => {
+                self.record.prefill_ms = prefill_ms;
+                self.record.transfer_ms = transfer_ms;
+                self.record.kv_bytes = kv_bytes;
+                self.record.kv_blocks = kv_blocks;
+                self.renew_at = None;
+                self.close(Leg::Prefill, actions);
+                match (ended, &self.state) {
+                    (Some(reason), State::Prefilling) => {
+                        self.ended_by_first(first_token, logprob, reason, now, actions)
+                    }
+                    (None, State::Prefilling | State::Decoding) => {}
+                    (None, &State::Closing { reason, .. }) => self.end(Ok(reason), actions),
+                    _ => self.protocol("a first token that ended an answer under way", actions),
+                }
+            }
+            Event::PrefillFailed(error) => self.leg_failed(Leg::Prefill, error, now, actions),
+            _ => {}
+        }
+    }
+
+    /// The first token ended the answer: nothing was handed over.
+    fn ended_by_first(
+        &mut self,
+        token: TokenId,
+        logprob: f32,
+        reason: EndReason,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        if token as usize >= self.config.vocabulary {
+            return self.protocol("malformed tokens", actions);
+        }
+        self.record.decode_node = None;
+        self.deliver(vec![token], vec![logprob], actions);
+        if !self.ended() {
+            self.finish(reason, now, actions);
+        }
+    }
+
+    fn leg_failed(&mut self, leg: Leg, error: LegError, now: Time, actions: &mut Vec<Action>) {
+        if let State::Closing { reason, .. } = self.state {
+            self.close(leg, actions);
+            return self.end(Ok(reason), actions);
+        }
+        // The KV is verified and decoding goes on: the prefill node is no longer needed.
+        if leg == Leg::Prefill && self.state == State::Decoding {
+            return self.close(leg, actions);
+        }
+        let Some(Place { member, node }) = self.place(leg).cloned() else {
+            return;
+        };
+        if let State::Failing { error: first, .. } = &self.state {
+            let error = match error {
+                LegError::Lost => GenerateError::NodeLost { node },
+                _ => first.clone(),
+            };
+            return self.fail(error, actions);
+        }
+        match error {
+            LegError::Refused if self.next == 0 && self.attempt < self.config.max_attempts => {
+                self.close(Leg::Decode, actions);
+                self.close(Leg::Prefill, actions);
+                self.renew_at = None;
+                self.state = State::Queued { since: now };
+                actions.push(Action::Requeue { by: member });
+            }
+            LegError::Refused => self.fail(GenerateError::NodesFull { attempts: self.attempt }, actions),
+            LegError::Lost => self.fail(GenerateError::NodeLost { node }, actions),
+            LegError::Deadline => self.fail(GenerateError::DeadlineExceeded(self.place_in_life()), actions),
+            LegError::Failed {
+                code,
+                message,
+                retryable,
+            } => {
+                let error = GenerateError::NodeFailed {
+                    node,
+                    code,
+                    message,
+                    retryable,
+                };
+                self.close(leg, actions);
+                if self.decode_open || self.prefill_open {
+                    self.renew_at = None;
+                    let until = now.after_ms(self.config.closing_ms);
+                    self.state = State::Failing { until, error };
+                } else {
+                    self.fail(error, actions);
+                }
+            }
+        }
+    }
+
+    fn place(&self, leg: Leg) -> Option<&Place> {
+        let placement = self.placement.as_ref()?;
+        match leg {
+            Leg::Prefill => placement.prefill.as_ref(),
+            Leg::Decode => Some(&placement.decode),
+        }
+    }
+
+    fn tick(&mut self, now: Time, actions: &mut Vec<Action>) {
+        match self.state {
+            State::Queued { .. } if now >= self.queue_deadline => {
+                self.fail(
+                    GenerateError::QueueTimeout {
+                        retry_after: SHED_RETRY,
+                    },
+                    actions,
+                );
+            }
+            State::Reserving { until } if now >= until => {
+                let error = LegError::Failed {
+                    code: "RESERVE_TIMEOUT".to_owned(),
+                    message: "no answer to the reservation in time".to_owned(),
+                    retryable: true,
+                };
+                self.leg_failed(Leg::Decode, error, now, actions);
+            }
+            State::Closing { until, reason } if now >= until => {
+                self.close(Leg::Prefill, actions);
+                self.end(Ok(reason), actions);
+            }
+            State::Failing { until, ref error } if now >= until => {
+                let error = error.clone();
+                self.fail(error, actions);
+            }
+            _ if self.renew_at.is_some_and(|at| now >= at) => {
+                self.renew_at = Some(now.after_ms(self.renew_ms));
+                actions.push(Action::Renew);
+            }
+            _ => {}
+        }
+    }
+
+    /// The answer is complete: ends now, or when the prefill leg has said how it went.
+    fn finish(&mut self, reason: EndReason, now: Time, actions: &mut Vec<Action>) {
+        if matches!(self.state, State::Closing { .. }) {
+            return;
+        }
+        self.close(Leg::Decode, actions);
+        self.renew_at = None;
+        if self.prefill_open {
+            let until = now.after_ms(self.config.closing_ms);
+            self.state = State::Closing { until, reason };
+        } else {
+            self.end(Ok(reason), actions);
+        }
+    }
+
+    fn close(&mut self, leg: Leg, actions: &mut Vec<Action>) {
+        let open = match leg {
+            Leg::Prefill => &mut self.prefill_open,
+            Leg::Decode => &mut self.decode_open,
+        };
+        if std::mem::take(open) {
+            actions.push(Action::Close(leg));
+            actions.push(Action::Settled(leg));
+        }
+    }
+
+    fn protocol(&mut self, what: &str, actions: &mut Vec<Action>) {
+        let node = match &self.placement {
+            Some(placement) => placement.decode.node.clone(),
+            None => NodeId("unknown".to_owned()),
+        };
+        let error = GenerateError::NodeFailed {
+            node,
+            code: "PROTOCOL".to_owned(),
+            message: what.to_owned(),
+            retryable: false,
+        };
+        self.fail(error, actions);
+    }
+
+    fn fail(&mut self, error: GenerateError, actions: &mut Vec<Action>) {
+        // A complete answer stays one, whatever happens while the last figures are waited for.
+        let outcome = match self.state {
+            State::Closing { reason, .. } => Ok(reason),
+            _ => Err(error),
+        };
+        self.close(Leg::Decode, actions);
+        self.close(Leg::Prefill, actions);
+        self.end(outcome, actions);
+    }
+
+    fn end(&mut self, outcome: Result<EndReason, GenerateError>, actions: &mut Vec<Action>) {
+        self.renew_at = None;
+        self.state = State::Ended;
+        actions.push(Action::End(outcome));
+    }
+}
+
+fn ms_between(earlier: Time, later: Time) -> f64 {
+    later.0.saturating_sub(earlier.0) as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests;

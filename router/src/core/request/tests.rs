@@ -1,0 +1,496 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const CONFIG: LifeConfig = LifeConfig {
+    reserve_ms: 5_000,
+    closing_ms: 500,
+    max_attempts: 3,
+    vocabulary: 100,
+};
+const QUEUE_MS: u64 = 30_000;
+const DEADLINE_MS: u64 = 60_000;
+
+fn at(ms: u64) -> Time {
+    Time(ms * 1_000)
+}
+
+fn place(member: u64) -> Place {
+    Place {
+        member: MemberId(member),
+        node: NodeId(format!("node-{member}")),
+    }
+}
+
+fn handoff() -> Event {
+    Event::Granted(Placement {
+        prefill: Some(place(1)),
+        decode: place(2),
+    })
+}
+
+fn local() -> Event {
+    Event::Granted(Placement {
+        prefill: None,
+        decode: place(2),
+    })
+}
+
+fn tokens(index: u32, ids: &[TokenId]) -> Event {
+    attempt_tokens(1, index, ids)
+}
+
+fn attempt_tokens(attempt: u32, index: u32, ids: &[TokenId]) -> Event {
+    Event::Tokens {
+        attempt: Attempt(attempt),
+        index,
+        ids: ids.to_vec(),
+        logprobs: vec![-0.5; ids.len()],
+    }
+}
+
+fn done(ended: Option<EndReason>) -> Event {
+    Event::PrefillDone {
+        first_token: 7,
+        logprob: -0.5,
+        ended,
+        prefill_ms: 20.0,
+        transfer_ms: 3.0,
+        kv_bytes: 4_096,
+        kv_blocks: 2,
+    }
+}
+
+fn verified() -> Event {
+    Event::Verified {
+        kv_bytes: 4_096,
+        kv_blocks: 2,
+    }
+}
+
+fn decode_ended(reason: EndReason) -> Event {
+    Event::DecodeEnded {
+        reason,
+        prefill_ms: 0.0,
+        first_step_ms: 1.5,
+    }
+}
+
+fn started() -> Event {
+    Event::PrefillStarted {
+        queue_ms: 2.0,
+        cached_tokens: 32,
+    }
+}
+
+fn failed(code: &str) -> LegError {
+    LegError::Failed {
+        code: code.to_owned(),
+        message: "no".to_owned(),
+        retryable: true,
+    }
+}
+
+/// A life, and what it did.
+struct Run {
+    life: Life,
+    now: u64,
+    actions: Vec<Action>,
+}
+
+impl Run {
+    fn new(max_new_tokens: u32) -> Self {
+        Self {
+            life: Life::new(CONFIG, at(0), at(QUEUE_MS), at(DEADLINE_MS), max_new_tokens),
+            now: 0,
+            actions: Vec::new(),
+        }
+    }
+
+    /// 10 ms between events.
+    fn step(&mut self, event: Event) -> &mut Self {
+        self.now += 10;
+        self.life.step(event, at(self.now), &mut self.actions);
+        self
+    }
+
+    fn steps(max_new_tokens: u32, events: impl IntoIterator<Item = Event>) -> Self {
+        let mut run = Self::new(max_new_tokens);
+        for event in events {
+            run.step(event);
+        }
+        run
+    }
+
+    fn sleep(&mut self) -> &mut Self {
+        self.now = self.life.wake_at().0 / 1_000;
+        self.life.step(Event::Tick, at(self.now), &mut self.actions);
+        self
+    }
+
+    fn ids(&self) -> Vec<TokenId> {
+        let ids = self.actions.iter().filter_map(|action| match action {
+            Action::Deliver { ids, .. } => Some(ids.clone()),
+            _ => None,
+        });
+        ids.flatten().collect()
+    }
+
+    fn end(&self) -> Option<Result<EndReason, &'static str>> {
+        self.actions.iter().find_map(|action| match action {
+            Action::End(outcome) => Some(outcome.clone().map_err(|error| error.code())),
+            _ => None,
+        })
+    }
+
+    fn closed(&self) -> Vec<Leg> {
+        let closed = self.actions.iter().filter_map(|action| match action {
+            Action::Close(leg) => Some(*leg),
+            _ => None,
+        });
+        closed.collect()
+    }
+}
+
+#[test]
+fn a_handoff_from_end_to_end() {
+    let mut run = Run::steps(8, [handoff(), Event::Ticket { lease_ms: 9_000 }, started(), verified()]);
+    run.step(done(None)).step(tokens(0, &[7])).step(tokens(1, &[8, 9]));
+    run.step(decode_ended(EndReason::Length));
+    assert_eq!(run.ids(), [7, 8, 9]);
+    assert_eq!(run.end(), Some(Ok(EndReason::Length)));
+    assert_eq!(run.closed(), [Leg::Prefill, Leg::Decode]);
+    let record = run.life.record();
+    assert_eq!(
+        (
+            record.router_queue_ms,
+            record.node_queue_ms,
+            record.prefill_ms,
+            record.transfer_ms,
+            record.first_step_ms
+        ),
+        (10.0, 2.0, 20.0, 3.0, 1.5)
+    );
+    assert_eq!(
+        (record.cached_tokens, record.kv_bytes, record.kv_blocks, record.attempts),
+        (32, 4_096, 2, 1)
+    );
+}
+
+#[test]
+fn a_local_run() {
+    let admitted = Event::Admitted {
+        cached_tokens: 5,
+        queue_ms: 4.0,
+    };
+    let run = Run::steps(
+        8,
+        [
+            local(),
+            admitted,
+            tokens(0, &[1]),
+            tokens(1, &[2]),
+            decode_ended(EndReason::Stop),
+        ],
+    );
+    assert_eq!((run.ids(), run.end()), (vec![1, 2], Some(Ok(EndReason::Stop))));
+    assert_eq!(run.life.record().prefill_node, None);
+    assert_eq!(run.life.record().cached_tokens, 5);
+}
+
+#[test]
+fn a_first_token_that_ends_the_answer() {
+    let run = Run::steps(
+        1,
+        [
+            handoff(),
+            Event::Ticket { lease_ms: 9_000 },
+            started(),
+            done(Some(EndReason::Length)),
+        ],
+    );
+    assert_eq!((run.ids(), run.end()), (vec![7], Some(Ok(EndReason::Length))));
+    assert_eq!(run.closed(), [Leg::Prefill, Leg::Decode]);
+    assert_eq!(run.life.record().decode_node, None);
+}
+
+#[test]
+fn the_prefill_legs_last_word_is_waited_for_but_not_long() {
+    let events = || {
+        [
+            handoff(),
+            Event::Ticket { lease_ms: 9_000 },
+            verified(),
+            tokens(0, &[7]),
+            decode_ended(EndReason::Stop),
+        ]
+    };
+    let mut run = Run::steps(8, events());
+    assert_eq!(run.end(), None);
+    run.step(done(None));
+    assert_eq!(
+        (run.end(), run.life.record().prefill_ms),
+        (Some(Ok(EndReason::Stop)), 20.0)
+    );
+
+    for last in [Event::PrefillFailed(LegError::Lost), Event::ClientGone] {
+        let mut run = Run::steps(8, events());
+        run.step(last);
+        assert_eq!((run.end(), run.closed().len()), (Some(Ok(EndReason::Stop)), 2));
+    }
+    let mut run = Run::steps(8, events());
+    let before = run.now;
+    run.sleep();
+    assert_eq!(
+        (run.now - before, run.end()),
+        (CONFIG.closing_ms, Some(Ok(EndReason::Stop)))
+    );
+}
+
+#[test]
+fn the_router_renews_until_the_prefill_node_starts() {
+    let mut run = Run::steps(8, [handoff(), Event::Ticket { lease_ms: 9_000 }]);
+    run.sleep().sleep();
+    assert_eq!(run.actions.iter().filter(|action| **action == Action::Renew).count(), 2);
+    assert_eq!(run.now, 20 + 2 * 3_000);
+    run.step(started());
+    assert_eq!(run.life.wake_at(), at(DEADLINE_MS));
+}
+
+#[test]
+fn each_state_has_a_deadline() {
+    let ticket = || Event::Ticket { lease_ms: 200_000 };
+    for (events, code, ms) in [
+        (vec![], "QUEUE_TIMEOUT", QUEUE_MS),
+        (vec![handoff()], "RESERVE_TIMEOUT", 10 + CONFIG.reserve_ms),
+        (vec![local()], "DEADLINE_EXCEEDED", DEADLINE_MS),
+        (vec![handoff(), ticket()], "DEADLINE_EXCEEDED", DEADLINE_MS),
+        (vec![handoff(), ticket(), verified()], "DEADLINE_EXCEEDED", DEADLINE_MS),
+    ] {
+        let mut run = Run::steps(8, events.clone());
+        run.sleep();
+        let Some(Action::End(Err(error))) = run.actions.last() else {
+            panic!("{events:?} must end");
+        };
+        let found = match error {
+            GenerateError::NodeFailed { code, .. } => code.as_str(),
+            other => other.code(),
+        };
+        assert_eq!((found, run.now), (code, ms), "{events:?}");
+    }
+}
+
+#[test]
+fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
+    let ticket = || Event::Ticket { lease_ms: 9_000 };
+    let lost = || LegError::Lost;
+    for events in [
+        vec![handoff(), Event::DecodeFailed(lost())],
+        vec![handoff(), ticket(), Event::DecodeFailed(lost())],
+        vec![handoff(), ticket(), Event::PrefillFailed(lost())],
+        vec![
+            handoff(),
+            ticket(),
+            verified(),
+            tokens(0, &[1]),
+            Event::DecodeFailed(lost()),
+        ],
+        // One leg suffers from the other's loss, and may be the first to say so.
+        vec![
+            handoff(),
+            ticket(),
+            Event::DecodeFailed(failed("ABORTED")),
+            Event::PrefillFailed(lost()),
+        ],
+        vec![
+            handoff(),
+            ticket(),
+            Event::PrefillFailed(failed("PUSH")),
+            Event::DecodeFailed(lost()),
+        ],
+    ] {
+        let legs = if events.len() == 2 { 1 } else { 2 };
+        let run = Run::steps(8, events.clone());
+        assert_eq!(
+            (run.end(), run.closed().len()),
+            (Some(Err("NODE_LOST")), legs),
+            "{events:?}"
+        );
+    }
+    // Once decoding, the prefill node may die.
+    let run = Run::steps(
+        8,
+        [
+            handoff(),
+            ticket(),
+            verified(),
+            Event::PrefillFailed(lost()),
+            tokens(0, &[1]),
+            decode_ended(EndReason::Stop),
+        ],
+    );
+    assert_eq!(run.end(), Some(Ok(EndReason::Stop)));
+}
+
+#[test]
+fn a_leg_that_gives_up_is_reported_after_a_moment() {
+    let mut run = Run::steps(
+        8,
+        [
+            handoff(),
+            Event::Ticket { lease_ms: 9_000 },
+            Event::PrefillFailed(failed("ENGINE")),
+        ],
+    );
+    assert_eq!(run.end(), None);
+    // While failing no token passes.
+    run.step(verified()).step(tokens(0, &[1]));
+    run.sleep();
+    assert_eq!(
+        (run.ids().len(), run.end(), run.closed().len()),
+        (0, Some(Err("NODE_FAILED")), 2)
+    );
+}
+
+#[test]
+fn a_node_without_room_sends_the_request_back_to_the_queue() {
+    let mut run = Run::steps(8, [handoff(), Event::DecodeFailed(LegError::Refused)]);
+    assert!(run.life.queued() && run.actions.contains(&Action::Requeue { by: MemberId(2) }));
+    run.step(handoff()).step(Event::Ticket { lease_ms: 9_000 });
+    run.step(Event::PrefillFailed(LegError::Refused));
+    assert!(run.life.queued() && run.actions.contains(&Action::Requeue { by: MemberId(1) }));
+    assert_eq!(run.closed(), [Leg::Decode, Leg::Decode, Leg::Prefill]);
+    // A token of the attempt that is over.
+    run.step(local()).step(Event::Admitted {
+        cached_tokens: 0,
+        queue_ms: 0.0,
+    });
+    run.step(attempt_tokens(2, 0, &[9])).step(attempt_tokens(3, 0, &[5]));
+    assert_eq!(run.ids(), [5]);
+
+    let mut full = Run::new(8);
+    for _ in 0..CONFIG.max_attempts {
+        full.step(local()).step(Event::DecodeFailed(LegError::Refused));
+    }
+    assert_eq!(full.end(), Some(Err("NODES_FULL")));
+}
+
+#[test]
+fn tokens_are_checked() {
+    let begin = || [handoff(), Event::Ticket { lease_ms: 9_000 }, verified()];
+    // Repeats are dropped.
+    let run = Run::steps(
+        8,
+        begin()
+            .into_iter()
+            .chain([tokens(0, &[1, 2]), tokens(0, &[1]), tokens(1, &[2, 3])]),
+    );
+    assert_eq!((run.ids(), run.end()), (vec![1, 2, 3], None));
+    for bad in [
+        tokens(1, &[1]),
+        tokens(0, &[100]),
+        tokens(0, &[1, 2, 3]),
+        Event::Tokens {
+            attempt: Attempt(1),
+            index: 0,
+            ids: vec![1],
+            logprobs: vec![],
+        },
+        decode_ended(EndReason::Stop),
+        verified(),
+    ] {
+        let run = Run::steps(2, begin().into_iter().chain([bad.clone()]));
+        assert_eq!((run.ids().len(), run.end()), (0, Some(Err("NODE_FAILED"))), "{bad:?}");
+    }
+    // Not before the KV is verified.
+    let run = Run::steps(8, [handoff(), Event::Ticket { lease_ms: 9_000 }, tokens(0, &[1])]);
+    assert_eq!((run.ids().len(), run.end()), (0, Some(Err("NODE_FAILED"))));
+}
+
+#[test]
+fn a_stop_string_closes_both_legs() {
+    let mut run = Run::steps(
+        8,
+        [
+            handoff(),
+            Event::Ticket { lease_ms: 9_000 },
+            verified(),
+            done(None),
+            tokens(0, &[1]),
+        ],
+    );
+    run.step(Event::StopMatched);
+    assert_eq!(
+        (run.end(), run.closed()),
+        (Some(Ok(EndReason::Stop)), vec![Leg::Prefill, Leg::Decode])
+    );
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let leg_error = prop_oneof![Just(LegError::Refused), Just(LegError::Lost), Just(failed("X"))];
+    prop_oneof![
+        3 => Just(handoff()),
+        2 => Just(local()),
+        1 => Just(Event::Refused(GenerateError::NoNodes)),
+        4 => (1..10_000_u64).prop_map(|lease_ms| Event::Ticket { lease_ms }),
+        2 => Just(Event::Admitted { cached_tokens: 1, queue_ms: 1.0 }),
+        4 => Just(verified()),
+        12 => (1..4_u32, 0..6_u32, prop::collection::vec(0..110_u32, 0..4)).prop_map(|(a, i, ids)| attempt_tokens(a, i, &ids)),
+        2 => Just(decode_ended(EndReason::Length)),
+        1 => leg_error.clone().prop_map(Event::DecodeFailed),
+        3 => Just(started()),
+        2 => Just(done(None)),
+        1 => Just(done(Some(EndReason::Stop))),
+        1 => leg_error.prop_map(Event::PrefillFailed),
+        1 => Just(Event::StopMatched),
+        1 => Just(Event::ClientGone),
+        1 => Just(Event::RouterStopped),
+        4 => Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever the nodes, the client and the clock do: indices go up by one, no more tokens than asked for, legs are opened closed and closed open, the
+    /// request ends once, within its deadline, with both legs closed, and nothing follows.
+    #[test]
+    fn ends_once_and_in_order(events in prop::collection::vec((event(), 0..4_000_u64), 0..60), max_new_tokens in 1..6_u32) {
+        let mut life = Life::new(CONFIG, at(0), at(QUEUE_MS), at(DEADLINE_MS), max_new_tokens);
+        let mut now = 0;
+        let mut all = Vec::new();
+        let mut open = std::collections::HashSet::new();
+        let (mut next, mut ends) = (0, 0);
+        let ticks = std::iter::repeat_n((Event::Tick, u64::MAX), DEADLINE_MS as usize / 10 + 10);
+        for (event, pause) in events.into_iter().chain(ticks) {
+            now = if pause == u64::MAX { now.max(life.wake_at().0.div_ceil(1_000)) } else { now + pause };
+            let before = all.len();
+            life.step(event, at(now), &mut all);
+            prop_assert!(life.wake_at() <= at(DEADLINE_MS));
+            for action in &all[before..] {
+                prop_assert_eq!(ends, 0, "after the end: {:?}", action);
+                match action {
+                    Action::OpenDecode { .. } => prop_assert!(open.insert(Leg::Decode)),
+                    Action::RunPrefill { .. } => prop_assert!(open.contains(&Leg::Decode) && open.insert(Leg::Prefill)),
+                    Action::Close(leg) => prop_assert!(open.remove(leg)),
+                    Action::Renew => prop_assert!(open.contains(&Leg::Decode)),
+                    Action::Requeue { .. } => prop_assert!(open.is_empty() && next == 0),
+                    Action::Deliver { index, ids, logprobs } => {
+                        prop_assert_eq!(*index, next);
+                        prop_assert_eq!(ids.len(), logprobs.len());
+                        next += ids.len() as u32;
+                        prop_assert!(next <= max_new_tokens);
+                    }
+                    Action::End(outcome) => {
+                        ends += 1;
+                        prop_assert!(open.is_empty());
+                        prop_assert!(outcome.is_err() || next > 0);
+                    }
+                    Action::Acknowledged(_) | Action::Settled(_) => {}
+                }
+            }
+        }
+        prop_assert_eq!(ends, 1);
+        prop_assert!(life.ended());
+    }
+}

@@ -1,0 +1,518 @@
+//! One request as a task: drives [`crate::core::request::Life`], holds its two streams, and turns its tokens into text.
+
+use std::time::Duration;
+
+use baton_kv::{Attempt, Epoch, NodeId, RequestId, Time, TokenId};
+use baton_node::{clock, limits as shared, telemetry};
+use baton_proto::node::v1::{
+    self as pb, decode_client::DecodeClient, decode_event, decode_request, prefill_client::PrefillClient, prefill_event,
+};
+use futures_util::{StreamExt, TryFutureExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::Span;
+
+use crate::{
+    cluster::{Admitted, Answer, Cluster},
+    core::{
+        admission::{Event as AdmissionEvent, Leg},
+        member::MemberId,
+        request::{Action, EndReason, Event, LegError, Life},
+    },
+    error::GenerateError,
+    metrics::RouterMetrics,
+    nodes::{LegStream, leg_error},
+    request::{AnswerEvent, Delta, FinishReason, Finished, Matched, Served, Timings, Usage},
+    text::AnswerText,
+};
+
+/// Messages to a decode node that wait: the opening one, and renewals.
+const DECODE_REQUESTS: usize = 4;
+
+/// What a request is, for its driver.
+pub(crate) struct Job {
+    pub(crate) arrived: Time,
+    pub(crate) deadline: Time,
+    /// All but attempt and remaining time.
+    pub(crate) work: pb::Work,
+    pub(crate) logprobs: bool,
+    pub(crate) router: String,
+    pub(crate) client_gone: CancellationToken,
+    pub(crate) router_stops: CancellationToken,
+}
+
+struct DecodeLeg {
+    /// Of the node's process when the leg was opened.
+    epoch: Epoch,
+    events: LegStream<pb::DecodeEvent>,
+    requests: mpsc::Sender<pb::DecodeRequest>,
+}
+
+/// Drives one request. Dropping it, wherever it is, cancels both legs and gives the credits back.
+pub(crate) struct Driver {
+    life: Life,
+    cluster: Cluster,
+    admitted: Admitted,
+    job: Job,
+    request: RequestId,
+    text: Option<AnswerText>,
+    events: mpsc::Sender<Result<AnswerEvent, GenerateError>>,
+    metrics: RouterMetrics,
+    decode: Option<DecodeLeg>,
+    prefill: Option<LegStream<pb::PrefillEvent>>,
+    ticket: Option<pb::Ticket>,
+    matched: Option<Matched>,
+    /// Tokens that were passed on.
+    completion_tokens: u32,
+    last_id: Option<TokenId>,
+    first_token: Option<Time>,
+    last_token: Option<Time>,
+    /// Something could not be passed on in time: the answer has a hole, and must not end well.
+    cut: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        life: Life,
+        cluster: Cluster,
+        admitted: Admitted,
+        job: Job,
+        text: AnswerText,
+        events: mpsc::Sender<Result<AnswerEvent, GenerateError>>,
+        metrics: RouterMetrics,
+    ) -> Self {
+        Self {
+            life,
+            cluster,
+            request: admitted.request(),
+            admitted,
+            job,
+            text: Some(text),
+            events,
+            metrics,
+            decode: None,
+            prefill: None,
+            ticket: None,
+            matched: None,
+            completion_tokens: 0,
+            last_id: None,
+            first_token: None,
+            last_token: None,
+            cut: false,
+        }
+    }
+
+    /// Runs the request to its end, which it always reaches: its deadline is one of the events.
+    pub(crate) async fn run(mut self) {
+        let mut actions = Vec::new();
+        while !self.life.ended() {
+            let event = self.next().await;
+            self.life.step(event, clock::now(), &mut actions);
+            let mut next = 0;
+            while let Some(action) = actions.get(next).cloned() {
+                next += 1;
+                if let Some(event) = self.act(action).await {
+                    self.life.step(event, clock::now(), &mut actions);
+                }
+            }
+            actions.clear();
+        }
+    }
+
+    async fn next(&mut self) -> Event {
+        let queued = self.life.queued();
+        tokio::select! {
+            biased;
+            () = self.job.client_gone.cancelled() => Event::ClientGone,
+            () = self.job.router_stops.cancelled() => Event::RouterStopped,
+            answer = self.admitted.answers.recv(), if queued => granted(answer),
+            event = next_of(self.decode.as_mut().map(|leg| &mut leg.events)) => self.decode_event(event),
+            event = next_of(self.prefill.as_mut()) => prefill_event(event),
+            () = clock::sleep_until(self.life.wake_at()) => Event::Tick,
+        }
+    }
+
+    fn decode_event(&mut self, event: Option<Result<pb::DecodeEvent, Status>>) -> Event {
+        use decode_event::Event as Decode;
+        let event = match event {
+            Some(Ok(event)) => event.event,
+            Some(Err(status)) => return Event::DecodeFailed(self.leg_error(Leg::Decode, &status)),
+            None => return Event::DecodeFailed(protocol("the decode stream ended without a word")),
+        };
+        match event {
+            Some(Decode::Ticket(ticket)) => self.ticket(ticket),
+            Some(Decode::Admitted(admitted)) => Event::Admitted {
+                cached_tokens: admitted.cached_tokens,
+                queue_ms: admitted.queue_ms,
+            },
+            Some(Decode::Verified(verified)) => Event::Verified {
+                kv_bytes: verified.kv_bytes,
+                kv_blocks: verified.kv_blocks,
+            },
+            Some(Decode::Tokens(tokens)) => Event::Tokens {
+                attempt: Attempt(tokens.attempt),
+                index: tokens.index,
+                ids: tokens.ids,
+                logprobs: tokens.logprobs,
+            },
+            Some(Decode::Ended(ended)) => match end_reason(ended.reason) {
+                Some(reason) => Event::DecodeEnded {
+                    reason,
+                    prefill_ms: ended.prefill_ms,
+                    first_step_ms: ended.first_step_ms,
+                },
+                None => Event::DecodeFailed(protocol("an end without a reason")),
+            },
+            None => Event::DecodeFailed(protocol("an event that this router does not know")),
+        }
+    }
+
+    fn ticket(&mut self, ticket: pb::Ticket) -> Event {
+        let epoch = self.decode.as_ref().map(|leg| leg.epoch);
+        let current = ticket.request_id == self.job.work.request_id && ticket.attempt == self.job.work.attempt;
+        if !current || Epoch::from_slice(&ticket.epoch) != epoch || ticket.slots.is_empty() {
+            return Event::DecodeFailed(protocol("a ticket for something else"));
+        }
+        let lease_ms = ticket.lease_ms;
+        self.ticket = Some(ticket);
+        Event::Ticket { lease_ms }
+    }
+
+    fn leg_error(&self, leg: Leg, status: &Status) -> LegError {
+        let error = leg_error(status);
+        tracing::info!(?leg, code = ?status.code(), ?error, "a leg broke: {}", status.message());
+        error
+    }
+
+    async fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::OpenDecode {
+                member,
+                attempt,
+                reserve,
+            } => self.open_decode(member, attempt, reserve),
+            Action::RunPrefill { member, .. } => self.run_prefill(member),
+            Action::Renew => {
+                if let Some(leg) = &self.decode {
+                    // Full: the connection takes nothing, and will be found dead.
+                    let _ = leg
+                        .requests
+                        .try_send(request(decode_request::Request::Renew(pb::Renew {})));
+                }
+                None
+            }
+            Action::Close(Leg::Decode) => {
+                self.decode = None;
+                None
+            }
+            Action::Close(Leg::Prefill) => {
+                self.prefill = None;
+                None
+            }
+            Action::Acknowledged(leg) => self.tell(AdmissionEvent::Acknowledged {
+                request: self.request,
+                leg,
+            }),
+            Action::Settled(leg) => self.tell(AdmissionEvent::Settled {
+                request: self.request,
+                leg,
+            }),
+            Action::Requeue { by } => {
+                self.ticket = None;
+                self.tell(AdmissionEvent::Requeue {
+                    request: self.request,
+                    by,
+                })
+            }
+            Action::Deliver { index, ids, logprobs } => self.deliver(index, ids, logprobs).await,
+            Action::End(outcome) => {
+                self.end(outcome).await;
+                None
+            }
+        }
+    }
+
+    fn tell(&self, event: AdmissionEvent) -> Option<Event> {
+        self.cluster.step(event);
+        None
+    }
+
+    fn open_decode(&mut self, member: MemberId, attempt: Attempt, reserve: bool) -> Option<Event> {
+        let Some(reach) = self.cluster.reach(member) else {
+            return Some(Event::DecodeFailed(LegError::Lost));
+        };
+        let work = self.work(attempt);
+        let first = if reserve {
+            decode_request::Request::Reserve(work)
+        } else {
+            decode_request::Request::Run(work)
+        };
+        let (requests, receiver) = mpsc::channel(DECODE_REQUESTS);
+        let _ = requests.try_send(request(first));
+        let mut client = DecodeClient::new(reach.channel)
+            .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES)
+            .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
+        let call = telemetry::request(ReceiverStream::new(receiver));
+        let opened = async move { Ok(client.open(call).await?.into_inner()) };
+        self.decode = Some(DecodeLeg {
+            epoch: reach.epoch,
+            events: Box::pin(opened.try_flatten_stream()),
+            requests,
+        });
+        None
+    }
+
+    fn run_prefill(&mut self, member: MemberId) -> Option<Event> {
+        let Some(reach) = self.cluster.reach(member) else {
+            return Some(Event::PrefillFailed(LegError::Lost));
+        };
+        let message = pb::PrefillRequest {
+            work: Some(self.work(Attempt(self.job.work.attempt))),
+            ticket: self.ticket.take(),
+        };
+        let mut client = PrefillClient::new(reach.channel)
+            .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES)
+            .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
+        let call = telemetry::request(message);
+        let opened = async move { Ok(client.run(call).await?.into_inner()) };
+        self.prefill = Some(Box::pin(opened.try_flatten_stream()));
+        None
+    }
+
+    fn work(&mut self, attempt: Attempt) -> pb::Work {
+        self.job.work.attempt = attempt.0;
+        pb::Work {
+            deadline_ms: clock::now().ms_until(self.job.deadline).max(1),
+            ..self.job.work.clone()
+        }
+    }
+
+    /// Passes tokens on as text; says so if they complete a stop string.
+    async fn deliver(&mut self, index: u32, ids: Vec<TokenId>, logprobs: Vec<f32>) -> Option<Event> {
+        let mut delta = Delta {
+            index,
+            ..Delta::default()
+        };
+        for (id, logprob) in ids.into_iter().zip(logprobs) {
+            delta.ids.push(id);
+            self.last_id = Some(id);
+            if self.job.logprobs {
+                delta.logprobs.push(logprob);
+            }
+            // The token that ends the answer is no part of its text.
+            if self.job.work.stop_ids.contains(&id) {
+                continue;
+            }
+            match self.text.as_mut().map(|text| text.push(id)) {
+                Some(Ok(shown)) => {
+                    delta.text.push_str(&shown.text);
+                    if let Some(stop) = shown.stop {
+                        self.matched = Some(Matched::Stop(stop));
+                        break;
+                    }
+                }
+                // Ids were checked against the vocabulary.
+                Some(Err(error)) => tracing::error!(%error, id, "a token has no text"),
+                None => {}
+            }
+        }
+        let now = clock::now();
+        self.completion_tokens += delta.ids.len() as u32;
+        self.metrics.tokens_left(delta.ids.len(), self.last_token, now);
+        self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+        self.send(AnswerEvent::Delta(delta)).await;
+        let stopped = self.matched.is_some() && !self.life.ended();
+        stopped.then_some(Event::StopMatched)
+    }
+
+    /// Waits for a slow client, but not for one that is gone, and not beyond the deadline.
+    async fn send(&mut self, event: AnswerEvent) {
+        let sent = tokio::select! {
+            biased;
+            sent = self.events.send(Ok(event)) => sent.is_ok(),
+            () = self.job.client_gone.cancelled() => false,
+            () = self.job.router_stops.cancelled() => false,
+            () = clock::sleep_until(self.job.deadline) => false,
+        };
+        self.cut |= !sent;
+    }
+
+    async fn end(&mut self, outcome: Result<EndReason, GenerateError>) {
+        let now = clock::now();
+        let took = Duration::from_micros(now.0.saturating_sub(self.job.arrived.0));
+        let span = Span::current();
+        span.record("completion_tokens", self.completion_tokens);
+        for (field, node) in [
+            ("prefill_node", &self.life.record().prefill_node),
+            ("decode_node", &self.life.record().decode_node),
+        ] {
+            if let Some(NodeId(node)) = node {
+                span.record(field, node.as_str());
+            }
+        }
+        let finished = match outcome {
+            Ok(reason) => Ok(self.finish(reason, now).await),
+            Err(error) => Err(error),
+        };
+        match finished {
+            Ok(_) if self.cut => self.failed(self.cut_by(), took).await,
+            Ok(finished) => {
+                self.metrics.finished(&finished);
+                self.metrics.ended("ok", took);
+                span.record("outcome", "ok");
+                tracing::info!(
+                    prompt_tokens = finished.usage.prompt_tokens,
+                    completion_tokens = finished.usage.completion_tokens,
+                    ttft_ms = finished.timings.ttft_ms,
+                    total_ms = finished.timings.total_ms,
+                    "answered"
+                );
+                self.send(AnswerEvent::Finished(Box::new(finished))).await;
+            }
+            Err(error) => self.failed(error, took).await,
+        }
+    }
+
+    fn cut_by(&self) -> GenerateError {
+        if self.job.client_gone.is_cancelled() {
+            GenerateError::Cancelled
+        } else if self.job.router_stops.is_cancelled() {
+            GenerateError::Draining
+        } else {
+            GenerateError::DeadlineExceeded("before the client had read the answer")
+        }
+    }
+
+    async fn failed(&mut self, error: GenerateError, took: Duration) {
+        self.metrics.ended(error.code(), took);
+        Span::current().record("outcome", error.code());
+        tracing::info!(code = error.code(), "failed: {error}");
+        // It reaches a client that reads, even after the deadline: its buffer has room, or gets some in a moment.
+        let _ = self.events.send_timeout(Err(error), shared::CALL_TIMEOUT).await;
+    }
+
+    async fn finish(&mut self, reason: EndReason, now: Time) -> Finished {
+        if self.matched.is_none()
+            && let Some(text) = self.text.take()
+        {
+            let rest = text.finish();
+            self.matched = rest.stop.map(Matched::Stop);
+            if !rest.text.is_empty() {
+                let delta = Delta {
+                    index: self.completion_tokens,
+                    text: rest.text,
+                    ..Delta::default()
+                };
+                self.send(AnswerEvent::Delta(delta)).await;
+            }
+        }
+        let record = self.life.record().clone();
+        let reason = match (reason, &self.matched) {
+            (EndReason::Stop, _) | (_, Some(_)) => FinishReason::Stop,
+            (EndReason::Length, None) => FinishReason::Length,
+        };
+        if reason == FinishReason::Stop && self.matched.is_none() {
+            self.matched = self.last_id.map(Matched::TokenId);
+        }
+        let since_arrival = |time: Option<Time>| clock::ms_between(self.job.arrived, time.unwrap_or(now));
+        Finished {
+            reason,
+            matched: self.matched.take(),
+            usage: Usage {
+                prompt_tokens: self.job.work.prompt.len() as u32,
+                completion_tokens: self.completion_tokens,
+                cached_tokens: record.cached_tokens,
+            },
+            timings: Timings {
+                queue_ms: record.router_queue_ms + record.node_queue_ms,
+                prefill_ms: record.prefill_ms,
+                transfer_ms: record.transfer_ms,
+                first_step_ms: record.first_step_ms,
+                ttft_ms: since_arrival(self.first_token),
+                total_ms: since_arrival(self.last_token),
+            },
+            served: Served {
+                router: self.job.router.clone(),
+                transport: match (&record.prefill_node, &record.decode_node) {
+                    (Some(_), Some(_)) => "grpc",
+                    _ => "local",
+                },
+                prefill_node: record.prefill_node,
+                decode_node: record.decode_node,
+                kv_bytes: record.kv_bytes,
+                kv_blocks: record.kv_blocks,
+                attempts: record.attempts,
+            },
+        }
+    }
+}
+
+/// The next item of a leg; never, when it is not open.
+async fn next_of<T>(leg: Option<&mut LegStream<T>>) -> Option<Result<T, Status>> {
+    match leg {
+        Some(leg) => leg.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn granted(answer: Option<Answer>) -> Event {
+    match answer {
+        Some(Ok(placement)) => Event::Granted(placement),
+        Some(Err(error)) => Event::Refused(error),
+        None => Event::Refused(GenerateError::Internal("admission forgot a request".to_owned())),
+    }
+}
+
+fn prefill_event(event: Option<Result<pb::PrefillEvent, Status>>) -> Event {
+    use prefill_event::Event as Prefill;
+    let event = match event {
+        Some(Ok(event)) => event.event,
+        Some(Err(status)) => {
+            let error = leg_error(&status);
+            tracing::info!(code = ?status.code(), ?error, "the prefill leg broke: {}", status.message());
+            return Event::PrefillFailed(error);
+        }
+        None => return Event::PrefillFailed(protocol("the prefill stream ended without a word")),
+    };
+    match event {
+        Some(Prefill::Started(started)) => Event::PrefillStarted {
+            queue_ms: started.queue_ms,
+            cached_tokens: started.cached_tokens,
+        },
+        // Of interest to people only, so far.
+        Some(Prefill::Progress(_)) => Event::Tick,
+        Some(Prefill::Done(done)) => Event::PrefillDone {
+            first_token: done.first_token,
+            logprob: done.logprob,
+            ended: end_reason(done.ended),
+            prefill_ms: done.prefill_ms,
+            transfer_ms: done.transfer_ms,
+            kv_bytes: done.kv_bytes,
+            kv_blocks: done.kv_blocks,
+        },
+        None => Event::PrefillFailed(protocol("an event that this router does not know")),
+    }
+}
+
+fn end_reason(reason: i32) -> Option<EndReason> {
+    match pb::EndReason::try_from(reason) {
+        Ok(pb::EndReason::Stop) => Some(EndReason::Stop),
+        Ok(pb::EndReason::Length) => Some(EndReason::Length),
+        _ => None,
+    }
+}
+
+fn protocol(what: &str) -> LegError {
+    LegError::Failed {
+        code: "PROTOCOL".to_owned(),
+        message: what.to_owned(),
+        retryable: false,
+    }
+}
+
+fn request(request: decode_request::Request) -> pb::DecodeRequest {
+    pb::DecodeRequest { request: Some(request) }
+}

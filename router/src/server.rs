@@ -1,0 +1,148 @@
+//! The router as a process: its two listeners, and its end.
+
+use std::{io, sync::Arc, time::Duration};
+
+use baton_node::{Lifecycle, Phase, grpc, limits, ops};
+use baton_proto::{node::v1::registry_server::RegistryServer, v1::generation_server::GenerationServer};
+use baton_text::ModelText;
+use tokio::{net::TcpListener, time::sleep};
+use tonic::transport::server::TcpIncoming;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    Front, RouterConfig,
+    cluster::Cluster,
+    core::members::Expected,
+    grpc::{GENERATION, GenerationService, reflection},
+    metrics::RouterMetrics,
+    openai,
+    registry::RegistryService,
+};
+
+/// The router's sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC: clients and nodes.
+    pub grpc: TcpListener,
+    /// For the OpenAI API and the ops endpoints.
+    pub http: TcpListener,
+}
+
+/// Why a router ended otherwise than by draining.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The gRPC server failed.
+    #[error("the gRPC server failed: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+    /// The HTTP server failed.
+    #[error("the HTTP server failed: {0}")]
+    Http(#[from] io::Error),
+    /// The reflection service could not be built from our own descriptors.
+    #[error("the reflection service could not be built: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Serves until `lifecycle` drains, or a server fails; then drains, and returns. The phase is Ready once both listeners are served: whether a request could be
+/// answered is said by `/ready`, by gRPC health, and by [`Front::ready`], since nodes come and go.
+///
+/// The KV identity is the nodes': the first to join sets it, and those of another are refused.
+pub async fn run(
+    config: RouterConfig,
+    text: ModelText,
+    lifecycle: Lifecycle,
+    listeners: Listeners,
+) -> Result<(), RouterError> {
+    let expected = Expected {
+        model: text.name.to_owned(),
+        vocabulary: text.tokenizer.vocabulary_len(),
+        protocol: baton_proto::PROTOCOL_VERSION,
+    };
+    let cluster = Cluster::new(config.admission, expected);
+    let mut registry = baton_node::metrics::registry("router", &lifecycle);
+    let metrics = RouterMetrics::register(&mut registry, cluster.clone());
+    let drain = config.drain;
+    let router_id = config.router_id.clone();
+    let front = Front::new(config, text, cluster.clone(), metrics, lifecycle.clone());
+
+    let http = http_server(listeners.http, front.clone(), lifecycle.clone(), Arc::new(registry));
+    let mut http = lifecycle.spawn(http);
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    lifecycle.spawn(report_health(reporter, cluster.clone(), lifecycle.clone()));
+    let (reflection_v1, reflection_v1alpha) = reflection()?;
+    let registry_service = RegistryServer::new(RegistryService::new(router_id, cluster, lifecycle.clone()))
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES);
+    let generation = GenerationServer::new(GenerationService::new(front))
+        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES);
+    let stop = lifecycle.shutdown_token();
+    let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
+    let server = grpc::server()
+        .add_service(generation)
+        .add_service(registry_service)
+        .add_service(health)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let mut server = lifecycle.spawn(async move {
+        tokio::select! {
+            served = server => served,
+            // Streams have been told to end by then; a peer that does not read is left behind.
+            () = async { stop.cancelled().await; sleep(limits::STOP_TIMEOUT / 2).await } => Ok(()),
+        }
+    });
+    lifecycle.set(Phase::Ready);
+
+    let ended = tokio::select! {
+        () = lifecycle.draining() => Ok(()),
+        served = &mut server => match served {
+            Ok(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        },
+        served = &mut http => match served {
+            Ok(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        },
+    };
+    lifecycle.drain(drain).await;
+    ended
+}
+
+async fn http_server(
+    listener: TcpListener,
+    front: Front,
+    lifecycle: Lifecycle,
+    metrics: baton_node::metrics::Metrics,
+) -> io::Result<()> {
+    let stop = lifecycle.shutdown_token();
+    let ready = front.clone();
+    let ops = ops::routes_when(lifecycle, metrics, move || ready.ready());
+    let routes = openai::routes(front).merge(ops);
+    // Not a graceful shutdown, which would wait for idle keep-alive connections.
+    tokio::select! {
+        served = async { axum::serve(listener, routes).await } => served,
+        // The answers' streams have been told to end by then: they have a moment to say so.
+        () = async { stop.cancelled().await; sleep(Duration::from_millis(200)).await } => Ok(()),
+    }
+}
+
+/// Says over gRPC health whether a request could be served.
+async fn report_health(reporter: HealthReporter, cluster: Cluster, lifecycle: Lifecycle) {
+    let (mut phases, mut ready, stop) = (lifecycle.watch(), cluster.watch_ready(), lifecycle.shutdown_token());
+    loop {
+        let serving = *phases.borrow_and_update() == Phase::Ready && *ready.borrow_and_update();
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for name in ["", GENERATION] {
+            reporter.set_service_status(name, status).await;
+        }
+        tokio::select! {
+            _ = phases.changed() => {}
+            _ = ready.changed() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
