@@ -83,8 +83,22 @@ pub(crate) enum ClientError {
     NoCluster { url: String },
     #[error("{}", describe(.0))]
     Refused(Box<Status>),
+    #[error("the connection to the router broke ({0}); the answer is not complete")]
+    Broken(String),
     #[error("the router's stream broke the protocol: {0}")]
     Protocol(String),
+}
+
+impl ClientError {
+    /// Of a status that ended a stream: a router's own always has a reason, a broken connection's has none.
+    fn of_stream(status: Status) -> Self {
+        match status::reason(&status) {
+            None if matches!(status.code(), Code::Unknown | Code::Unavailable | Code::Internal) => {
+                Self::Broken(status.message().to_owned())
+            }
+            _ => status.into(),
+        }
+    }
 }
 
 impl From<Status> for ClientError {
@@ -206,7 +220,7 @@ impl Answer {
 
     /// The next part; an error ends the answer, and so does [`Part::Finished`]. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Part, ClientError> {
-        match self.stream.message().await? {
+        match self.stream.message().await.map_err(ClientError::of_stream)? {
             Some(event) => self.order.take(event),
             None => Err(ClientError::Protocol("it ended without a last event".into())),
         }

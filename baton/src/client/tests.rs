@@ -103,3 +103,17 @@ async fn nobody_there_says_how_to_start_one() {
     let error = Client::connect("https://127.0.0.1:1").await.expect_err("no TLS yet");
     assert!(matches!(error, ClientError::Address(_)), "{error}");
 }
+
+#[test]
+fn a_broken_connection_is_told_from_a_refusal() {
+    let broken = ClientError::of_stream(Status::unknown(
+        "h2 protocol error: error reading a body from connection",
+    ));
+    assert!(matches!(broken, ClientError::Broken(_)), "{broken}");
+    let refused = ClientError::of_stream(status::unavailable(
+        "NODE_LOST",
+        "decode-0 is gone",
+        Duration::from_secs(1),
+    ));
+    assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
+}
