@@ -329,7 +329,7 @@ impl World {
             );
         }
         self.ends.get_mut(&handoff).unwrap().verified += 1;
-        if self.queue_full && handoff.0 % 3 == 0 {
+        if self.queue_full && handoff.0.is_multiple_of(3) {
             self.abort(handoff, AbortReason::Node);
         } else {
             assert!(self.receiver.decoding(handoff));
@@ -399,7 +399,7 @@ impl World {
     fn progress(&mut self, push: usize, order: u16) {
         self.compute(push, usize::from(order % 16));
         for _ in 0..8 {
-            self.pump(push, order % 3 == 0);
+            self.pump(push, order.is_multiple_of(3));
         }
         while let Some(at) = self.frames.iter().position(|(at, _)| *at == push) {
             let frame = self.frames.remove(at);
@@ -427,7 +427,7 @@ impl World {
         let recent = self
             .pushes
             .len()
-            .saturating_sub(if b % 16 == 0 { usize::MAX } else { 3 });
+            .saturating_sub(if b.is_multiple_of(16) { usize::MAX } else { 3 });
         let push = pick(&self.pushes[recent..], a).map(|at| recent + at);
         match op {
             0 => {
@@ -442,7 +442,7 @@ impl World {
             5..13 => {
                 for _ in 0..=b % 4 {
                     if let Some(push) = push {
-                        self.pump(push, b % 2 == 0);
+                        self.pump(push, b.is_multiple_of(2));
                     }
                 }
             }
@@ -536,7 +536,7 @@ fn lossless(choices: &[u16], duplicate: bool, mut corrupt: Option<u16>) {
         let choice = mix(choices[step % choices.len()], step);
         let push = usize::from(choice) % 2;
         world.compute(push, step / 4);
-        world.pump(push, choice % 3 == 0);
+        world.pump(push, choice.is_multiple_of(3));
         if let Some(at) = pick(&world.frames, choice / 5) {
             if let (Some(how), true) = (corrupt, matches!(world.frames[at].1, Frame::Piece(..))) {
                 // Bytes only: what is wrong with a header is refused, and would be missing for good.
@@ -544,7 +544,7 @@ fn lossless(choices: &[u16], duplicate: bool, mut corrupt: Option<u16>) {
                 corrupt = None;
             }
             let frame = world.frames.swap_remove(at);
-            if duplicate && choice % 4 == 0 {
+            if duplicate && choice.is_multiple_of(4) {
                 world.frames.push(frame.clone());
             }
             world.deliver(frame);

@@ -23,6 +23,8 @@ pub(super) struct Progress {
     pub(super) first: Option<(TokenId, f32)>,
     /// The feed is gone.
     pub(super) closed: bool,
+    /// The push has ended: nothing is kept any more.
+    ended: bool,
 }
 
 #[derive(Default)]
@@ -37,8 +39,11 @@ impl Shared {
     }
 
     fn change(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.progress());
-        self.changed.notify_one();
+        let mut progress = self.progress();
+        if !progress.ended {
+            change(&mut progress);
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -60,7 +65,7 @@ pub fn push_feed() -> (PushFeed, PushInput) {
 
 impl PushFeed {
     /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table` (the sequence's whole table, blocks that the decode node holds
-    /// included). `hold` keeps them readable. Progress that goes back (a preempted sequence) changes nothing.
+    /// included). `hold` keeps them readable. Progress that goes back (a preempted sequence) changes nothing; after the push has ended, `hold` is dropped at once.
     pub fn computed(&self, tokens: usize, table: &[BlockId], hold: Hold) {
         self.shared.change(|progress| {
             progress.computed = Some((tokens, table.to_vec()));
@@ -97,5 +102,19 @@ impl PushInput {
                 ..Progress::default()
             },
         )
+    }
+}
+
+impl Drop for PushInput {
+    fn drop(&mut self) {
+        // Holds are dropped outside of the lock: what they post may take others.
+        let kept = mem::replace(
+            &mut *self.shared.progress(),
+            Progress {
+                ended: true,
+                ..Progress::default()
+            },
+        );
+        drop(kept);
     }
 }

@@ -10,7 +10,8 @@ use baton_kv::{Epoch, KvDtype, KvLayout, Time, TokenId};
 use super::*;
 use crate::{
     AbortReason, Capability, PushFailure, Reject, Ticket,
-    testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, TestMemory, kv_of},
+    limits::LEASE_MS,
+    testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, kv_of},
 };
 use harness::{Node, Source, within};
 
@@ -194,15 +195,18 @@ async fn the_decode_node_can_end_a_push_from_its_side() {
 async fn heartbeats_keep_the_lease_while_the_prompt_is_computed() {
     let node = Node::start(LAYOUT, 4).await;
     let source = Source::new(LAYOUT, 4);
-    let ticket = node.reserve(1, 1, &PROMPT);
+    // Little of the lease was left when the ticket arrived, so that the first heartbeat comes soon.
+    let ticket = Ticket {
+        lease_ms: 3_000,
+        ..node.reserve(1, 1, &PROMPT)
+    };
     let handoff = ticket.handoff;
     let (feed, push) = source.start(ticket, &PROMPT);
     let (result, ()) = within(async {
         tokio::join!(push, async {
-            // Nothing is computed for longer than the lease.
-            while node.now() < Time(0).after_ms(LEASE_MS + LEASE_MS / 4) {
-                node.until_renewed(handoff).await;
-            }
+            // By the open, and then by a heartbeat.
+            node.until_renewed(handoff).await;
+            node.until_renewed(handoff).await;
             feed.computed(9, &source.table(9), Arc::new(()));
             feed.first_token(42, -1.0);
         })
@@ -210,6 +214,27 @@ async fn heartbeats_keep_the_lease_while_the_prompt_is_computed() {
     .await;
     result.unwrap();
     node.verified(handoff).await;
+}
+
+#[tokio::test]
+async fn a_refusal_arrives_while_much_is_under_way() {
+    let layout = KvLayout {
+        layers: 4,
+        heads: 2,
+        head_dim: 2_048,
+        block_tokens: 32,
+        dtype: KvDtype::Bf16,
+    };
+    let node = Node::start(layout, 24).await;
+    let source = Source::new(layout, 24);
+    let prompt: Vec<TokenId> = (0..32 * 24).collect();
+    let mut ticket = node.reserve(1, 1, &prompt);
+    ticket.slots[1].generation.0 += 1;
+    let error = within(source.push_in_chunks(ticket, &prompt, prompt.len()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "STALE_GENERATION");
+    node.idle().await;
 }
 
 #[tokio::test]
@@ -224,6 +249,17 @@ async fn what_is_pushed_stays_held_until_the_push_has_ended() {
     drop(feed);
     assert_eq!(Arc::strong_count(&hold), 3);
     within(push).await.unwrap();
+    assert_eq!(Arc::strong_count(&hold), 1);
+
+    // One that has failed keeps nothing, whatever is still fed.
+    let ticket = Ticket {
+        epoch: Epoch(9),
+        ..node.reserve(2, 1, &PROMPT)
+    };
+    let (feed, push) = source.start(ticket, &PROMPT);
+    feed.computed(4, &source.table(4), hold.clone());
+    within(push).await.unwrap_err();
+    feed.computed(9, &source.table(9), hold.clone());
     assert_eq!(Arc::strong_count(&hold), 1);
 }
 

@@ -144,6 +144,7 @@ impl Node {
         let config = ReceiverConfig {
             layout,
             address: address.to_string(),
+            lease_ms: LEASE_MS,
             ..testing::config()
         };
         let memory = Arc::new(Flaky {
@@ -187,10 +188,6 @@ impl Node {
             ticket = Some(receiver.reserve(wanted, now, pool, actions).unwrap());
         });
         ticket.unwrap()
-    }
-
-    pub(super) fn now(&self) -> Time {
-        self.port.now()
     }
 
     /// Waits until `find` finds something in the state.
