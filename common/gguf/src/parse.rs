@@ -162,7 +162,7 @@ impl Described {
                 start,
                 len,
             }),
-            _ => placed("it ends beyond the file"),
+            _ => placed("it ends beyond the file, which is truncated"),
         }
     }
 }
