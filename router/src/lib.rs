@@ -31,3 +31,6 @@ pub use request::{
 };
 pub use server::{Listeners, RouterError, run};
 pub use trace::request_span;
+
+#[cfg(test)]
+mod tests;

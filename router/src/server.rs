@@ -52,12 +52,28 @@ pub async fn run(
     lifecycle: Lifecycle,
     listeners: Listeners,
 ) -> Result<(), RouterError> {
+    let cluster = new_cluster(&config, &text);
+    serve(config, text, cluster, lifecycle, listeners).await
+}
+
+/// Without members, for this model.
+pub(crate) fn new_cluster(config: &RouterConfig, text: &ModelText) -> Cluster {
     let expected = Expected {
         model: text.name.to_owned(),
         vocabulary: text.tokenizer.vocabulary_len(),
         protocol: baton_proto::PROTOCOL_VERSION,
     };
-    let cluster = Cluster::new(config.admission, expected);
+    Cluster::new(config.admission, expected)
+}
+
+/// [`run`] with the cluster given.
+pub(crate) async fn serve(
+    config: RouterConfig,
+    text: ModelText,
+    cluster: Cluster,
+    lifecycle: Lifecycle,
+    listeners: Listeners,
+) -> Result<(), RouterError> {
     let mut registry = baton_node::metrics::registry("router", &lifecycle);
     let metrics = RouterMetrics::register(&mut registry, cluster.clone());
     let drain = config.drain;

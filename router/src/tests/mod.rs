@@ -1,0 +1,6 @@
+//! The whole router over loopback, with nodes whose every word a test says itself.
+
+mod answers;
+mod edges;
+mod failures;
+mod harness;
