@@ -88,7 +88,9 @@ pub enum OpenError {
     #[error("not supported: {0}")]
     Unsupported(String),
     /// Weights, buffers and KV do not fit into memory. A smaller KV pool or model helps.
-    #[error("the model needs {needed_bytes} bytes ({kv_bytes} of them for KV) and {available_bytes} are available")]
+    #[error(
+        "the model needs {needed_bytes} bytes of memory ({kv_bytes} of them for KV) and {available_bytes} are available"
+    )]
     TooLarge {
         /// Weights, buffers and KV.
         needed_bytes: u64,
