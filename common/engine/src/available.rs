@@ -8,22 +8,19 @@ pub(crate) fn memory_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| machine_bytes(&text));
-    let groups = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
-        let root = Path::new("/sys/fs/cgroup");
-        // Version 2 first; version 1 keeps its memory controller in a folder of its own.
-        group_bytes(root, &group_path(&text, "")?, "memory.max", "memory.current")
-            .into_iter()
-            .chain(group_path(&text, "memory").and_then(|path| {
-                group_bytes(
-                    &root.join("memory"),
-                    &path,
-                    "memory.limit_in_bytes",
-                    "memory.usage_in_bytes",
-                )
-            }))
-            .min()
-    });
-    machine.into_iter().chain(groups).min()
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = |controller: &str, root: &str, limit: &str, usage: &str| {
+        group_bytes(Path::new(root), &group_path(&groups, controller)?, limit, usage)
+    };
+    // Version 2, and version 1, which keeps its memory controller in a folder of its own.
+    let second = group("", "/sys/fs/cgroup", "memory.max", "memory.current");
+    let first = group(
+        "memory",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+    );
+    machine.into_iter().chain(second).chain(first).min()
 }
 
 /// `MemAvailable` of `/proc/meminfo`.
@@ -49,14 +46,30 @@ fn group_path(text: &str, controller: &str) -> Option<String> {
     })
 }
 
-/// The least that a group or one above it leaves. In a container the group's own folder may be the root's.
+/// The least that a group or one above it leaves. In a container the group's own folder may be the root's. File pages that the system
+/// would drop first do not count as used: a model file that was read once must not keep itself out.
 fn group_bytes(root: &Path, path: &str, limit: &str, usage: &str) -> Option<u64> {
-    let own = root.join(path.trim_start_matches('/'));
     let number = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+    let left = |folder: &Path| {
+        let used = number(folder, usage)?.saturating_sub(droppable_bytes(folder).unwrap_or(0));
+        Some(number(folder, limit)?.saturating_sub(used))
+    };
+    let own = root.join(path.trim_start_matches('/'));
     own.ancestors()
         .take_while(|folder| folder.starts_with(root))
-        .filter_map(|folder| Some(number(folder, limit)?.saturating_sub(number(folder, usage)?)))
+        .filter_map(left)
         .min()
+}
+
+/// `inactive_file` of a group.
+fn droppable_bytes(folder: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
+    let value = |name: &str| {
+        stat.lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    };
+    // Version 1 counts the groups below only in its totals.
+    value("total_inactive_file ").or_else(|| value("inactive_file "))
 }
 
 #[cfg(test)]

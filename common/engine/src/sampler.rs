@@ -30,7 +30,7 @@ pub enum SampleError {
 /// Buffers that [`draw`] reuses.
 #[derive(Default)]
 pub struct SamplerScratch {
-    ranking: Ranking,
+    keys: Vec<u64>,
 }
 
 /// Draws the token of `sample` from `logits` (one per token of the vocabulary), and says its natural log-probability under
@@ -39,25 +39,23 @@ pub fn draw(logits: &[f32], sample: &Sample, scratch: &mut SamplerScratch) -> Re
     let max = math::max_finite(logits).ok_or(SampleError::NotFinite)?;
     let params = &sample.params;
     let token = if params.temperature > 0.0 {
-        draw_random(logits, max, sample, &mut scratch.ranking)
+        draw_random(logits, max, sample, &mut scratch.keys)
     } else {
-        logits
-            .iter()
-            .position(|&logit| logit == max)
-            .expect("the maximum is among the logits")
+        math::position(logits, max).expect("the maximum is among the logits")
     };
     let logprob = f64::from(logits[token] - max) - math::ln(math::sum_exp(logits, max, 1.0, 0.0));
     Ok((token as TokenId, logprob as f32))
 }
 
 /// A token drawn from the kept ones in proportion to their weights `exp((logit − max) / temperature)`.
-fn draw_random(logits: &[f32], max: f32, sample: &Sample, ranking: &mut Ranking) -> usize {
+fn draw_random(logits: &[f32], max: f32, sample: &Sample, keys: &mut Vec<u64>) -> usize {
     let params = &sample.params;
     let weight = |logit: f32| f64::from(math::exp((logit - max) / params.temperature));
     // The heaviest weight is 1, so min-p is a bound on the weight itself.
     let kept = |weight: f64| weight > 0.0 && weight >= f64::from(params.min_p);
 
-    ranking.start(logits);
+    // A token further below has less than a millionth of the best one's weight.
+    let mut ranking = Ranking::new(logits, max - 14.0 * params.temperature, keys);
     let mut limit = logits.len();
     let mut mass = 0.0;
     if params.top_k > 0 && (params.top_k as usize) < limit {
@@ -91,18 +89,17 @@ fn draw_random(logits: &[f32], max: f32, sample: &Sample, ranking: &mut Ranking)
 
     let target = philox::uniform(params.seed, params.choice, sample.index) * mass;
     let mut reached = 0.0;
-    let mut token = ranking.token(0);
     for rank in 0..limit {
-        let candidate = ranking.token(rank);
-        let weight = weight(logits[candidate]);
+        let token = ranking.token(rank);
+        let weight = weight(logits[token]);
         if !kept(weight) {
             break;
         }
-        token = candidate;
         reached += weight;
         if reached > target {
-            break;
+            return token;
         }
     }
-    token
+    // The mass was summed in another order, and is larger by a rounding error.
+    ranking.token(0)
 }

@@ -3,17 +3,20 @@
 //! Without fma, unlike the kernels' functions: this is compiled for the baseline CPU, where an fma is a call per element, while plain
 //! operations vectorise and give the same bits everywhere.
 
-/// Virtual lanes: element i is summed in lane i mod 16, then the lanes pairwise.
+/// Virtual lanes: element i is summed in lane i mod 16.
 const LANES: usize = 16;
+
+/// Elements whose terms are summed in f32 before they go into an f64.
+const RUN: usize = 1024;
 
 /// The highest logit; `None` if one is NaN or +∞, or none is finite.
 pub(super) fn max_finite(logits: &[f32]) -> Option<f32> {
     let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut max = [f32::NEG_INFINITY; LANES];
-    let mut bad = [false; LANES];
+    let mut bad = [0u32; LANES];
     for chunk in chunks {
         for lane in 0..LANES {
-            bad[lane] |= chunk[lane].is_nan();
+            bad[lane] |= u32::from(chunk[lane].is_nan());
             max[lane] = if chunk[lane] > max[lane] {
                 chunk[lane]
             } else {
@@ -25,34 +28,61 @@ pub(super) fn max_finite(logits: &[f32]) -> Option<f32> {
         .iter()
         .chain(rest)
         .fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    let bad = bad.contains(&true) || rest.iter().any(|x| x.is_nan());
+    let bad = bad.contains(&1) || rest.iter().any(|x| x.is_nan());
     (max.is_finite() && !bad).then_some(max)
 }
 
-/// Sum of `exp((x − max) / temperature)` over the elements where that is at least `least`.
+/// The first element that equals `value`.
+pub(super) fn position(logits: &[f32], value: f32) -> Option<usize> {
+    // Whole runs are compared without a branch.
+    let run = logits
+        .chunks(RUN)
+        .position(|run| run.iter().fold(false, |found, &x| found | (x == value)))?;
+    logits[run * RUN..]
+        .iter()
+        .position(|&x| x == value)
+        .map(|at| run * RUN + at)
+}
+
+/// Sum of `exp((x − max) / temperature)` over the elements where that is at least `least`: per run of 1024 elements on 16 lanes, then the
+/// lanes pairwise, then the runs in order.
 pub(super) fn sum_exp(logits: &[f32], max: f32, temperature: f32, least: f32) -> f64 {
-    let (chunks, rest) = logits.as_chunks::<LANES>();
-    let term = |x: f32| {
-        let value = exp((x - max) / temperature);
-        f64::from(if value >= least { value } else { 0.0 })
-    };
-    let mut lanes = [0f64; LANES];
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] += term(chunk[lane]);
+    if temperature == 1.0 {
+        sum_of(logits, |x| at_least(exp(x - max), least))
+    } else {
+        sum_of(logits, |x| at_least(exp((x - max) / temperature), least))
+    }
+}
+
+#[inline(always)]
+fn at_least(value: f32, least: f32) -> f32 {
+    if value >= least { value } else { 0.0 }
+}
+
+#[inline(always)]
+fn sum_of(logits: &[f32], term: impl Fn(f32) -> f32) -> f64 {
+    let mut sum = 0.0;
+    for run in logits.chunks(RUN) {
+        let (chunks, rest) = run.as_chunks::<LANES>();
+        let mut lanes = [0f32; LANES];
+        for chunk in chunks {
+            for lane in 0..LANES {
+                lanes[lane] += term(chunk[lane]);
+            }
         }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += term(x);
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane += term(x);
         }
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
+        }
+        sum += f64::from(lanes[0]);
     }
-    lanes[0]
+    sum
 }
 
 /// e^x for x ≤ 0 (−∞ included), within 2 ulp; below −87 it is 0.
@@ -61,7 +91,7 @@ pub(super) fn exp(x: f32) -> f32 {
     // Adding and subtracting this rounds to an integer, which the sum also holds in its low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; the high one has few bits, so that its product with an integer is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
@@ -73,7 +103,7 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let mantissa = p * (r * r) + r + 1.0;
     // n as an integer is the distance of the shifted bits from those of ROUND.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits());

@@ -356,7 +356,7 @@ fn plain(logits: &[f32], sample: &Sample) -> u32 {
             return id as u32;
         }
     }
-    ids[count - 1] as u32
+    ids[0] as u32
 }
 
 proptest! {

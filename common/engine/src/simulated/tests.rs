@@ -173,7 +173,8 @@ fn defective_plans_are_refused_and_harm_nothing() {
     let mut good = StepPlan::default();
     add(&mut good, 1, &[1, 2, 3, 4, 5], 0, &[0, 1], SamplingParams::greedy());
     let before = run(&mut engine, &good);
-    let spoilt: [(&str, fn(&mut StepPlan)); 9] = [
+    type Spoil = fn(&mut StepPlan);
+    let spoilt: [(&str, Spoil); 9] = [
         ("token", |plan| plan.tokens[2] = 1_000),
         ("block", |plan| plan.tables[1] = BlockId(64)),
         ("short table", |plan| plan.spans[0].table = 0..1),

@@ -5,8 +5,8 @@
 
 use std::{fs, path::Path};
 
-use baton_engine::LlamaEngine;
-use baton_kv::{BlockId, TokenId};
+use baton_engine::{Engine, EngineOptions, LlamaEngine};
+use baton_kv::TokenId;
 use baton_scheduler::StepOutput;
 use serde_json::Value;
 
@@ -39,47 +39,69 @@ impl Differences {
 struct Prediction {
     argmax: TokenId,
     logits: Vec<f32>,
+    /// ln of the sum of e^logit, by the standard library, in f64.
+    log_sum: f64,
 }
 
 impl Prediction {
-    /// By the standard library, in f64.
+    fn new(argmax: TokenId, logits: &[f32]) -> Self {
+        let max = f64::from(logits[argmax as usize]);
+        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+        Self {
+            argmax,
+            logits: logits.to_vec(),
+            log_sum: max + sum.ln(),
+        }
+    }
+
     fn logprob(&self, token: TokenId) -> f64 {
-        let max = f64::from(self.logits[self.argmax as usize]);
-        let sum: f64 = self.logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        f64::from(self.logits[token as usize]) - max - sum.ln()
+        f64::from(self.logits[token as usize]) - self.log_sum
     }
 }
 
-const SPANS: usize = 64;
+/// Tokens of which those from position `first` on are followed by a prediction that is wanted.
+struct Job {
+    tokens: Vec<TokenId>,
+    first: usize,
+}
 
-/// The predictions after each position from `first` on: what is before it goes in chunks, and then every position is a row of its own that draws.
-fn predictions(engine: &mut LlamaEngine, tokens: &[TokenId], first: usize, mut each: impl FnMut(usize, Prediction)) {
-    let table = blocks(0..tokens.len().div_ceil(32) as u32);
-    let table = |end: usize| -> &[BlockId] { &table[..end.div_ceil(32)] };
-    for context in (0..first).step_by(512) {
-        let end = first.min(context + 512);
-        Plan::default()
-            .span(&tokens[..end], context, table(end), None)
-            .run(engine);
+/// Most jobs at once.
+const JOBS: usize = 32;
+
+/// The predictions of all jobs, told as (job, position, prediction): what lies before `first` is prefilled, then all jobs decode together.
+fn predictions(engine: &mut LlamaEngine, jobs: &[Job], mut each: impl FnMut(usize, usize, Prediction)) {
+    let mut next_block = 0;
+    let mut tables = Vec::new();
+    for job in jobs {
+        let end = next_block + job.tokens.len().div_ceil(32) as u32;
+        tables.push(blocks(next_block..end));
+        next_block = end;
+        for context in (0..job.first).step_by(512) {
+            let end = job.first.min(context + 512);
+            Plan::default()
+                .span(&job.tokens[..end], context, &tables[tables.len() - 1], None)
+                .run(engine);
+        }
     }
-    for from in (first..tokens.len()).step_by(SPANS) {
-        let positions = from..tokens.len().min(from + SPANS);
-        let plan = positions.clone().fold(Plan::default(), |plan, position| {
-            plan.span(&tokens[..=position], position, table(position + 1), GREEDY)
+    for step in 0..jobs.iter().map(|job| job.tokens.len() - job.first).max().unwrap_or(0) {
+        let running: Vec<usize> = (0..jobs.len())
+            .filter(|&job| jobs[job].first + step < jobs[job].tokens.len())
+            .collect();
+        let plan = running.iter().fold(Plan::default(), |plan, &job| {
+            let position = jobs[job].first + step;
+            plan.span(&jobs[job].tokens[..=position], position, &tables[job], GREEDY)
         });
         let mut output = StepOutput::default();
-        baton_engine::Engine::step(engine, &plan.0, &mut output).unwrap();
-        for (index, position) in positions.enumerate() {
-            let prediction = Prediction {
-                argmax: output.sampled[index].token,
-                logits: engine.logits(index).to_vec(),
-            };
-            let drawn = f64::from(output.sampled[index].logprob);
+        engine.step(&plan.0, &mut output).unwrap();
+        for (index, &job) in running.iter().enumerate() {
+            let drawn = output.sampled[index];
+            let prediction = Prediction::new(drawn.token, engine.logits(index));
+            let logprob = prediction.logprob(drawn.token);
             assert!(
-                (drawn - prediction.logprob(prediction.argmax)).abs() < 1e-5,
+                (f64::from(drawn.logprob) - logprob).abs() < 1e-5,
                 "the sampler's log-probability"
             );
-            each(position, prediction);
+            each(job, jobs[job].first + step, prediction);
         }
     }
 }
@@ -98,20 +120,11 @@ fn ids(value: &Value) -> Vec<TokenId> {
         .collect()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|number| number.as_f64().unwrap())
-        .collect()
-}
-
 fn engine() -> LlamaEngine {
     let path = model_path();
-    let options = baton_engine::EngineOptions {
-        max_sequences: SPANS,
-        kv_bytes: 128 << 20,
+    let options = EngineOptions {
+        max_sequences: JOBS,
+        kv_bytes: 256 << 20,
         ..options(&path)
     };
     opened_file(&path, &options)
@@ -123,31 +136,37 @@ fn teacher_forced_along_llama_cpps_greedy_continuations() {
     let goldens = goldens();
     let cases = goldens["cases"].as_array().unwrap();
     assert!(cases.len() >= 20);
+    let jobs: Vec<Job> = cases
+        .iter()
+        .map(|case| {
+            let (prompt, tokens) = (ids(&case["prompt"]), ids(&case["tokens"]));
+            Job {
+                tokens: [&prompt[..], &tokens[..tokens.len() - 1]].concat(),
+                first: prompt.len() - 1,
+            }
+        })
+        .collect();
     let (mut against_f32, mut against_llama) = (Differences::default(), Differences::default());
     let (mut disagreements, mut equal, mut widest) = (Vec::new(), 0, 0.0f64);
-    for case in cases {
-        let (prompt, tokens) = (ids(&case["prompt"]), ids(&case["tokens"]));
-        let margins = numbers(&case["llama_margin"]);
-        let (f32_logprobs, llama_logprobs) = (numbers(&case["f32_logprob"]), numbers(&case["llama_logprob"]));
-        let all = [&prompt[..], &tokens[..tokens.len() - 1]].concat();
-        predictions(&mut engine, &all, prompt.len() - 1, |position, prediction| {
-            let step = position + 1 - prompt.len();
-            let logprob = prediction.logprob(tokens[step]);
-            against_f32.add(logprob - f32_logprobs[step]);
-            against_llama.add(logprob - llama_logprobs[step]);
-            if prediction.argmax == tokens[step] {
-                equal += 1;
-            } else {
-                widest = widest.max(margins[step]);
-                if margins[step] > MARGIN {
-                    disagreements.push(format!(
-                        "{} step {step}: {}, margin {}",
-                        case["name"], prediction.argmax, margins[step]
-                    ));
-                }
+    predictions(&mut engine, &jobs, |job, position, prediction| {
+        let (case, step) = (&cases[job], position - jobs[job].first);
+        let number = |field: &str| case[field][step].as_f64().unwrap();
+        let (token, margin) = (number("tokens") as TokenId, number("llama_margin"));
+        let logprob = prediction.logprob(token);
+        against_f32.add(logprob - number("f32_logprob"));
+        against_llama.add(logprob - number("llama_logprob"));
+        if prediction.argmax == token {
+            equal += 1;
+        } else {
+            widest = widest.max(margin);
+            if margin > MARGIN {
+                disagreements.push(format!(
+                    "{} step {step}: {}, margin {margin}",
+                    case["name"], prediction.argmax
+                ));
             }
-        });
-    }
+        }
+    });
     println!(
         "argmax equal {equal} of {}, widest margin where not {widest:.4}; |Δ logprob| against f32: mean {:.4} max {:.4}; against llama.cpp: mean {:.4} max {:.4}",
         against_f32.count,
@@ -166,11 +185,21 @@ fn perplexity_is_that_of_the_weights() {
     let goldens = goldens();
     let perplexity = &goldens["perplexity"];
     let tokens = ids(&perplexity["tokens"]);
-    let mut sum = 0.0;
-    predictions(&mut engine, &tokens[..tokens.len() - 1], 0, |position, prediction| {
+    // Each token but the first, predicted from all before it, in eight runs side by side.
+    let (count, runs) = (tokens.len() - 1, 8);
+    let jobs: Vec<Job> = (0..runs)
+        .map(|run| Job {
+            tokens: tokens[..count * (run + 1) / runs].to_vec(),
+            first: count * run / runs,
+        })
+        .collect();
+    let (mut sum, mut predicted) = (0.0, 0);
+    predictions(&mut engine, &jobs, |_, position, prediction| {
         sum += prediction.logprob(tokens[position + 1]);
+        predicted += 1;
     });
-    let own = (-sum / (tokens.len() - 1) as f64).exp();
+    assert_eq!(predicted, count);
+    let own = (-sum / count as f64).exp();
     let (f32, llama) = (
         perplexity["f32_perplexity"].as_f64().unwrap(),
         perplexity["llama_perplexity"].as_f64().unwrap(),

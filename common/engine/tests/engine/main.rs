@@ -2,4 +2,6 @@
 
 mod common;
 mod goldens;
+mod hostile;
 mod naive;
+mod same_bits;

@@ -72,7 +72,7 @@ fn tiny_models_of_every_type_agree() {
                 for isa in isas() {
                     let engine = opened(&options(&path).with_isa(isa));
                     assert_eq!(
-                        Driver::new(engine, 24).run_one(&request),
+                        Driver::new(engine).fresh(24).run_one(&request),
                         expected,
                         "{tiny:?}, {length} tokens, {isa}"
                     );
@@ -86,7 +86,7 @@ fn tiny_models_of_every_type_agree() {
 fn the_default_model_agrees() {
     let path = model_path();
     let model = NaiveModel::open(&path).unwrap();
-    let mut driver = Driver::new(opened(&options(&path)), 512);
+    let mut driver = Driver::new(opened(&options(&path)));
     // "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     let prompt = [1, 4093, 198, 21805, 2, 198, 1, 520, 9531, 198];
     for request in [Request::greedy(&prompt, 5), Request::seeded(&prompt, 3, 7)] {

@@ -22,11 +22,11 @@ pub(crate) fn model_path() -> PathBuf {
     path
 }
 
-/// Options for tests: two threads, 64 MiB of KV.
+/// Options for tests, which run side by side: one thread, 64 MiB of KV.
 pub(crate) fn options(path: &Path) -> EngineOptions {
     EngineOptions {
         source: Source::File(path.to_owned()),
-        threads: 2,
+        threads: 1,
         isa: None,
         kv_bytes: 64 << 20,
         max_rows: 512,
@@ -83,6 +83,17 @@ impl Request {
     }
 }
 
+fn scheduler(engine: &dyn Engine, chunk_tokens: usize) -> Scheduler {
+    Scheduler::new(SchedulerConfig {
+        token_budget: 512,
+        chunk_tokens,
+        max_running: 16,
+        max_waiting: 64,
+        max_context: engine.model().context_length,
+        block_tokens: engine.memory().layout().block_tokens,
+    })
+}
+
 /// Pool, scheduler and engine, as a node drives them.
 pub(crate) struct Driver {
     pub(crate) engine: Box<dyn Engine>,
@@ -94,24 +105,27 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(engine: Box<dyn Engine>, chunk_tokens: usize) -> Self {
-        let memory = engine.memory();
-        let block_tokens = memory.layout().block_tokens;
-        let scheduler = Scheduler::new(SchedulerConfig {
-            token_budget: 512,
-            chunk_tokens,
-            max_running: 16,
-            max_waiting: 64,
-            max_context: engine.model().context_length,
-            block_tokens,
-        });
+    /// With an empty pool.
+    pub(crate) fn new(engine: Box<dyn Engine>) -> Self {
+        let pool = Pool::new(engine.memory().blocks(), engine.memory().layout().block_tokens);
+        let scheduler = scheduler(&*engine, 512);
         Self {
-            pool: Pool::new(memory.blocks(), block_tokens),
-            scheduler,
             engine,
+            pool,
+            scheduler,
             next: 0,
             cached_tokens: 0,
         }
+    }
+
+    /// Forgets what the pool holds, and runs in chunks of `chunk_tokens` from now on.
+    pub(crate) fn fresh(&mut self, chunk_tokens: usize) -> &mut Self {
+        self.pool = Pool::new(
+            self.engine.memory().blocks(),
+            self.engine.memory().layout().block_tokens,
+        );
+        self.scheduler = scheduler(&*self.engine, chunk_tokens);
+        self
     }
 
     /// Runs all requests together to their ends.
