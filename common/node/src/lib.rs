@@ -1,7 +1,7 @@
 //! What every Baton process shares: limits, lifecycle, ops endpoints, telemetry, and how errors travel.
 //!
 //! **Architecture invariants**
-//! - Every limit of the system has its value and its reason in [`limits`].
+//! - Every limit that crates share has its value and its reason in [`limits`].
 //! - One [`Phase`] drives probes, the registry and metrics; nothing else says whether a process is ready.
 //! - Random bits and the clock are drawn here and passed into the pure crates.
 //!

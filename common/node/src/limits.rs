@@ -1,4 +1,5 @@
-//! Every limit of the system, each with its reason. A limit that is not here does not exist; a queue, wait or buffer without one is a defect.
+//! Limits that more than one crate needs, each with its reason. Those of one crate alone are in its own `limits.rs`: the handoff's in `baton-transfer`, the router's in
+//! `baton-router`. A queue, wait or buffer without a limit is a defect.
 
 use std::time::Duration;
 
@@ -34,9 +35,6 @@ pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 /// The longest deadline that a client may set: what a request holds is held no longer than this.
 pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
-/// Time for a client to send its HTTP headers and body. Slower ones hold a connection for nothing.
-pub const HTTP_READ_TIMEOUT: Duration = Duration::from_secs(30);
-
 // ---- What the router holds ----
 
 /// Requests that one router holds, waiting and running. Each costs a few tasks and its prompt: at [`PROMPT_BYTES`] each, 1 GiB.
@@ -47,9 +45,6 @@ pub const REQUESTS_WAITING: usize = 256;
 
 /// What a shed client is told to wait before it tries again, when the router has no better estimate.
 pub const SHED_RETRY: Duration = Duration::from_secs(1);
-
-/// Nodes that one router knows.
-pub const NODES: usize = 1_024;
 
 /// Block names in a router's prefix index, over all nodes: about 100 bytes each, so 200 MB.
 pub const PREFIX_INDEX_NAMES: usize = 2_000_000;
@@ -65,9 +60,6 @@ pub const NODE_WAITING: usize = 128;
 /// Sequences in one step.
 pub const NODE_RUNNING: usize = 64;
 
-/// Commands to the engine thread that wait. It takes them between two steps; senders wait when it is full.
-pub const ENGINE_MAILBOX: usize = 256;
-
 /// Events from the engine thread to one request's stream. A full one belongs to a reader that has stopped: its request is cancelled.
 pub const SEQUENCE_EVENTS: usize = 1_024;
 
@@ -77,38 +69,15 @@ pub const REGISTRY_EVENTS: usize = 1_024;
 /// Block names in one message of a KV snapshot: with parent names about 70 bytes each, far below [`GRPC_MESSAGE_BYTES`].
 pub const SNAPSHOT_PART_BLOCKS: usize = 4_096;
 
-// ---- The handoff ----
-
-/// A lease on granted slots. Renewed at a third of it, it survives two lost heartbeats; and what a dead node held is free after it.
-pub const LEASE: Duration = Duration::from_secs(10);
-
-/// How often a lease is renewed.
-pub const LEASE_RENEW: Duration = Duration::from_secs(3);
-
-/// Bytes of one piece frame. Large enough that framing costs nothing, small enough that frames of several pushes interleave.
-pub const PIECE_BYTES: usize = MIB;
-
-/// Piece frames that wait between the reader of KV memory and the stream: 8 MiB in flight for one push.
-pub const PUSH_CHANNEL: usize = 8;
-
-/// Pushes into one decode node at a time.
-pub const PUSHES: usize = 256;
-
-/// How often a block whose checksum does not match is asked for again before the handoff is rejected.
-pub const PUSH_RESENDS: u32 = 1;
-
-/// From FINAL to the decode node's verdict: it only has to read checksums, and to receive pieces that are on their way.
-pub const VERIFY_TIMEOUT: Duration = Duration::from_secs(10);
-
 // ---- Connections ----
 
-/// One gRPC message, bytes. Room for a piece ([`PIECE_BYTES`]), and for a prompt as text or as token ids.
+/// One gRPC message, bytes. Room for a prompt as text or as token ids; pieces have their own server and bound (`baton_transfer::limits`).
 pub const GRPC_MESSAGE_BYTES: usize = 16 * MIB;
 
 /// Streams on one gRPC connection. A router has one connection to each node, with a stream for each leg of a request.
 pub const GRPC_STREAMS: u32 = 2_048;
 
-/// Window of one gRPC stream, bytes: two piece frames, so that the sender does not wait for a round trip per piece.
+/// Window of one gRPC stream, bytes: room for a large prompt or KV snapshot part without a round trip in the middle.
 pub const GRPC_STREAM_WINDOW_BYTES: u32 = 2 * MIB as u32;
 
 /// Window of one gRPC connection, bytes: what all of its streams may have sent and nobody read.
