@@ -52,7 +52,7 @@ impl decode_server::Decode for DecodeService {
     async fn open(&self, request: Request<Streaming<pb::DecodeRequest>>) -> Result<Response<Self::OpenStream>, Status> {
         let span = info_span!(
             "decode",
-            request = tracing::field::Empty,
+            request_id = tracing::field::Empty,
             attempt = tracing::field::Empty
         );
         telemetry::set_parent(&span, request.metadata());
@@ -88,7 +88,7 @@ impl DecodeService {
         let facts = self.worker.facts();
         let work = Work::from_proto(work, &facts.model, facts.identity, clock::now())?;
         let span = tracing::Span::current();
-        span.record("request", tracing::field::display(work.request));
+        span.record("request_id", tracing::field::display(work.request));
         span.record("attempt", work.attempt.0);
         let (attempt, deadline) = (work.attempt, work.deadline);
         let (ticket, stream) = if reserve {

@@ -56,7 +56,7 @@ impl prefill_server::Prefill for PrefillService {
     async fn run(&self, request: Request<pb::PrefillRequest>) -> Result<Response<Self::RunStream>, Status> {
         let span = info_span!(
             "prefill",
-            request = tracing::field::Empty,
+            request_id = tracing::field::Empty,
             attempt = tracing::field::Empty
         );
         telemetry::set_parent(&span, request.metadata());
@@ -74,7 +74,7 @@ impl PrefillService {
             .ok_or_else(|| status::invalid_field("work", "the work is missing"))?;
         let work = Work::from_proto(work, &facts.model, facts.identity, clock::now())?;
         let span = tracing::Span::current();
-        span.record("request", tracing::field::display(work.request));
+        span.record("request_id", tracing::field::display(work.request));
         span.record("attempt", work.attempt.0);
         let ticket = request
             .ticket
