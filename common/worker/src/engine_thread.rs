@@ -23,7 +23,9 @@ pub(crate) fn spawn(engine: Box<dyn Engine>, shared: Arc<Shared>) -> std::io::Re
         }
         // Whoever still waits for a sequence must hear of it.
         shared.turn(|core, _| core.lose());
-        shared.ended.cancel();
+        let ended = shared.ended.clone();
+        drop(shared);
+        ended.cancel();
     })?;
     Ok(())
 }
