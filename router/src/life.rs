@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use baton_kv::{Attempt, Epoch, NodeId, RequestId, Time, TokenId};
 use baton_node::{clock, limits as shared, telemetry};
-use baton_proto::node::v1::{
-    self as pb, decode_client::DecodeClient, decode_event, decode_request, prefill_client::PrefillClient, prefill_event,
-};
+use baton_proto::node::v1::{self as pb, decode_client::DecodeClient, decode_request, prefill_client::PrefillClient};
 use futures_util::{StreamExt, TryFutureExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,10 +21,12 @@ use crate::{
     },
     error::GenerateError,
     metrics::RouterMetrics,
-    nodes::{LegStream, leg_error},
+    nodes::LegStream,
     request::{AnswerEvent, Delta, FinishReason, Finished, Matched, Served, Timings, Usage},
     text::AnswerText,
 };
+
+mod wire;
 
 /// Messages to a decode node that wait: the opening one, and renewals.
 const DECODE_REQUESTS: usize = 4;
@@ -129,61 +129,27 @@ impl Driver {
             () = self.job.router_stops.cancelled() => Event::RouterStopped,
             answer = self.admitted.answers.recv(), if queued => granted(answer),
             event = next_of(self.decode.as_mut().map(|leg| &mut leg.events)) => self.decode_event(event),
-            event = next_of(self.prefill.as_mut()) => prefill_event(event),
+            event = next_of(self.prefill.as_mut()) => wire::prefill_event(event),
             () = clock::sleep_until(self.life.wake_at()) => Event::Tick,
         }
     }
 
-    fn decode_event(&mut self, event: Option<Result<pb::DecodeEvent, Status>>) -> Event {
-        use decode_event::Event as Decode;
-        let event = match event {
-            Some(Ok(event)) => event.event,
-            Some(Err(status)) => return Event::DecodeFailed(self.leg_error(Leg::Decode, &status)),
-            None => return Event::DecodeFailed(protocol("the decode stream ended without a word")),
-        };
-        match event {
-            Some(Decode::Ticket(ticket)) => self.ticket(ticket),
-            Some(Decode::Admitted(admitted)) => Event::Admitted {
-                cached_tokens: admitted.cached_tokens,
-                queue_ms: admitted.queue_ms,
-            },
-            Some(Decode::Verified(verified)) => Event::Verified {
-                kv_bytes: verified.kv_bytes,
-                kv_blocks: verified.kv_blocks,
-            },
-            Some(Decode::Tokens(tokens)) => Event::Tokens {
-                attempt: Attempt(tokens.attempt),
-                index: tokens.index,
-                ids: tokens.ids,
-                logprobs: tokens.logprobs,
-            },
-            Some(Decode::Ended(ended)) => match end_reason(ended.reason) {
-                Some(reason) => Event::DecodeEnded {
-                    reason,
-                    prefill_ms: ended.prefill_ms,
-                    first_step_ms: ended.first_step_ms,
-                },
-                None => Event::DecodeFailed(protocol("an end without a reason")),
-            },
-            None => Event::DecodeFailed(protocol("an event that this router does not know")),
+    fn decode_event(&mut self, item: Option<Result<pb::DecodeEvent, Status>>) -> Event {
+        match wire::decode_event(item) {
+            Ok(event) => event,
+            Err(ticket) => self.ticket(ticket),
         }
     }
 
-    fn ticket(&mut self, ticket: pb::Ticket) -> Event {
+    fn ticket(&mut self, ticket: Box<pb::Ticket>) -> Event {
         let epoch = self.decode.as_ref().map(|leg| leg.epoch);
         let current = ticket.request_id == self.job.work.request_id && ticket.attempt == self.job.work.attempt;
         if !current || Epoch::from_slice(&ticket.epoch) != epoch || ticket.slots.is_empty() {
-            return Event::DecodeFailed(protocol("a ticket for something else"));
+            return Event::DecodeFailed(wire::protocol("a ticket for something else"));
         }
         let lease_ms = ticket.lease_ms;
-        self.ticket = Some(ticket);
+        self.ticket = Some(*ticket);
         Event::Ticket { lease_ms }
-    }
-
-    fn leg_error(&self, leg: Leg, status: &Status) -> LegError {
-        let error = leg_error(status);
-        tracing::info!(?leg, code = ?status.code(), ?error, "a leg broke: {}", status.message());
-        error
     }
 
     async fn act(&mut self, action: Action) -> Option<Event> {
@@ -364,8 +330,6 @@ impl Driver {
                 self.metrics.ended("ok", took);
                 span.record("outcome", "ok");
                 tracing::info!(
-                    prompt_tokens = finished.usage.prompt_tokens,
-                    completion_tokens = finished.usage.completion_tokens,
                     ttft_ms = finished.timings.ttft_ms,
                     total_ms = finished.timings.total_ms,
                     "answered"
@@ -463,53 +427,6 @@ fn granted(answer: Option<Answer>) -> Event {
         Some(Ok(placement)) => Event::Granted(placement),
         Some(Err(error)) => Event::Refused(error),
         None => Event::Refused(GenerateError::Internal("admission forgot a request".to_owned())),
-    }
-}
-
-fn prefill_event(event: Option<Result<pb::PrefillEvent, Status>>) -> Event {
-    use prefill_event::Event as Prefill;
-    let event = match event {
-        Some(Ok(event)) => event.event,
-        Some(Err(status)) => {
-            let error = leg_error(&status);
-            tracing::info!(code = ?status.code(), ?error, "the prefill leg broke: {}", status.message());
-            return Event::PrefillFailed(error);
-        }
-        None => return Event::PrefillFailed(protocol("the prefill stream ended without a word")),
-    };
-    match event {
-        Some(Prefill::Started(started)) => Event::PrefillStarted {
-            queue_ms: started.queue_ms,
-            cached_tokens: started.cached_tokens,
-        },
-        // Of interest to people only, so far.
-        Some(Prefill::Progress(_)) => Event::Tick,
-        Some(Prefill::Done(done)) => Event::PrefillDone {
-            first_token: done.first_token,
-            logprob: done.logprob,
-            ended: end_reason(done.ended),
-            prefill_ms: done.prefill_ms,
-            transfer_ms: done.transfer_ms,
-            kv_bytes: done.kv_bytes,
-            kv_blocks: done.kv_blocks,
-        },
-        None => Event::PrefillFailed(protocol("an event that this router does not know")),
-    }
-}
-
-fn end_reason(reason: i32) -> Option<EndReason> {
-    match pb::EndReason::try_from(reason) {
-        Ok(pb::EndReason::Stop) => Some(EndReason::Stop),
-        Ok(pb::EndReason::Length) => Some(EndReason::Length),
-        _ => None,
-    }
-}
-
-fn protocol(what: &str) -> LegError {
-    LegError::Failed {
-        code: "PROTOCOL".to_owned(),
-        message: what.to_owned(),
-        retryable: false,
     }
 }
 

@@ -280,7 +280,10 @@ async fn the_router_renews_the_lease_until_the_prefill_node_starts() {
     for _ in 0..3 {
         let message = soon("a renewal", open.requests.message()).await.expect("open");
         let request = message.and_then(|message| message.request);
-        assert!(matches!(request, Some(pb::decode_request::Request::Renew(_))), "{request:?}");
+        assert!(
+            matches!(request, Some(pb::decode_request::Request::Renew(_))),
+            "{request:?}"
+        );
     }
     let run = prefill.call().await;
     run.started().await;

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::member::MemberId;
 
 const CONFIG: LifeConfig = LifeConfig {
     reserve_ms: 5_000,
