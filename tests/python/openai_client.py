@@ -64,6 +64,6 @@ refused(openai.BadRequestError, "NOT_BUILT", tools=[{"type": "function", "functi
 refused(openai.BadRequestError, "NOT_BUILT", n=2)
 refused(openai.BadRequestError, "INVALID_FIELD", temperature=-1)
 refused(openai.BadRequestError, "UNKNOWN_FIELD", extra_body={"frobnicate": 1})
-refused(openai.NotFoundError, "MODEL_NOT_FOUND", model="gpt-5")
+refused(openai.NotFoundError, "UNKNOWN_MODEL", model="gpt-5")
 
 print("all checks passed")

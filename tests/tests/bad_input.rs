@@ -268,14 +268,14 @@ async fn over_http() {
             "/v1/chat/completions",
             chat(json!({ "model": "gpt-5" })),
             404,
-            "MODEL_NOT_FOUND",
+            "UNKNOWN_MODEL",
         ),
         (
             "no messages",
             "/v1/chat/completions",
             json!({ "messages": [] }).to_string().into_bytes(),
             400,
-            "EMPTY_PROMPT",
+            "INVALID_FIELD",
         ),
         (
             "an empty prompt",

@@ -13,7 +13,8 @@ const IDLE: Duration = Duration::from_secs(15);
 /// A prompt that fills several blocks and leaves a tail.
 const STORY: &str = "The relay team had trained for months. On the morning of the race the air was cold and clear, and the four runners \
     stood together at the edge of the track, saying nothing. Each of them knew what had to be done: run as fast as you can, and then let go of \
-    the baton at exactly the right moment. The first runner";
+    the baton at exactly the right moment. The first runner crouched at the line and looked straight ahead, past the crowd, past the \
+    flags, to the place where the second runner would be waiting with one hand held out behind her. Nobody in the stadium was breathing";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handed_over_equals_local_bit_for_bit() {
@@ -188,7 +189,7 @@ async fn cancel_frees_both_legs() {
 async fn text_tools_and_models() {
     let mut cluster = Cluster::start(ClusterOptions::default());
     let mut api = client::connect(&cluster).await;
-    let text = "naïve café 👩‍🚀 <|im_start|>";
+    let text = "naïve café 👩‍🚀 <|not special|>";
     let input = Some(tokenize_request::Input::Text(text.to_owned()));
     let ids = api
         .tokenize(TokenizeRequest {
