@@ -16,13 +16,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Endpoint};
 
-use crate::{KvChange, Load, Worker};
-
-/// Changes of load are told at most this often.
-const LOAD_COALESCE: Duration = Duration::from_millis(50);
-
-/// Reports that wait for a slow router; behind them load is coalesced and KV events give way to a snapshot.
-const REPORTS: usize = 8;
+use crate::{
+    KvChange, Load, Worker,
+    limits::{LOAD_COALESCE, REPORTS},
+};
 
 /// Whom to announce to, and as what.
 #[derive(Clone, Debug)]

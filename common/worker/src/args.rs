@@ -6,6 +6,8 @@ use baton_kv::NodeId;
 use baton_node::{ByteSize, ListenAddress, grpc, limits, random};
 use baton_scheduler::SchedulerConfig;
 
+use crate::limits::LEASE_MIN_MS;
+
 /// Flags of a node. The model's path is the command's own flag.
 #[derive(Clone, Debug, clap::Args)]
 pub struct NodeArgs {
@@ -94,7 +96,7 @@ pub enum ArgsError {
     #[error("--grpc {0} listens on all addresses: pass --advertise HOST:PORT, at which others reach this node")]
     AdvertiseMissing(SocketAddr),
     /// A lease that no heartbeat can keep.
-    #[error("--lease-ms {0} is too short: at least 50")]
+    #[error("--lease-ms {0} is too short: at least {LEASE_MIN_MS}")]
     Lease(u64),
 }
 
@@ -153,7 +155,7 @@ impl NodeArgs {
         if running > budget {
             return Err(ArgsError::Running { running, budget });
         }
-        if self.lease_ms < 50 {
+        if self.lease_ms < LEASE_MIN_MS {
             return Err(ArgsError::Lease(self.lease_ms));
         }
         let node = self.node_id.unwrap_or_else(|| format!("{role}-{}", random::suffix()));

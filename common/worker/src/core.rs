@@ -16,6 +16,7 @@ use baton_transfer::{AbortReason, Receiver, ReceiverAction, ReceiverConfig, Rese
 use crate::{
     Load, SequenceError, SequenceStream, SequenceTimings, Work, WorkerMetrics,
     error::abort_code,
+    limits,
     load::Rates,
     mailbox::{Mailbox, Posted},
     stream::{UpdateSender, stream},
@@ -42,8 +43,6 @@ struct Member {
     prompt_tokens: usize,
     /// Prefill: blocks of the prompt that were reported as complete.
     reported_blocks: usize,
-    /// Prefill: blocks from here on are not held for its reader in their present place.
-    held_from: usize,
     submitted: Time,
     started: Option<Time>,
     first_token: Option<Time>,
@@ -175,9 +174,9 @@ impl Core {
     }
 
     fn join(&mut self, id: SequenceId, stage: Stage, role: Role, prompt_tokens: usize, now: Time) -> SequenceStream {
-        // A prefill reports each block at most once (twice after a preemption is not more blocks), and a few other updates: its stream never overflows.
+        // A prefill reports each block at most once, and a few things more: its stream never overflows.
         let capacity = match role {
-            Role::Prefill => self.layout.blocks_for(prompt_tokens) + 8,
+            Role::Prefill => self.layout.blocks_for(prompt_tokens) + limits::PREFILL_UPDATES,
             Role::Decode => self.update_capacity,
         };
         let (updates, stream) = stream(id, capacity, self.mailbox.clone());
@@ -187,7 +186,6 @@ impl Core {
             role,
             prompt_tokens,
             reported_blocks: 0,
-            held_from: 0,
             submitted: now,
             started: None,
             first_token: None,

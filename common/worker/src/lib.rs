@@ -21,6 +21,7 @@ mod core;
 mod engine_thread;
 mod error;
 mod kv_subscription;
+mod limits;
 mod load;
 mod mailbox;
 mod metrics;

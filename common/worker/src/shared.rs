@@ -1,9 +1,6 @@
 //! The core behind its lock, and everything that follows each turn under it.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use baton_kv::{KvEvent, KvMemory, Time};
 use baton_node::clock;
@@ -14,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Load, WorkerMetrics,
     core::Core,
+    limits,
     mailbox::{Mailbox, Posted},
 };
 
@@ -34,12 +32,6 @@ pub struct Shared {
     pub(crate) ended: CancellationToken,
 }
 
-/// Batches of KV events that wait for one router's stream; a stream that falls further behind gets a snapshot.
-const KV_EVENT_BATCHES: usize = baton_node::limits::REGISTRY_EVENTS;
-
-/// Between two looks at passed deadlines.
-const TICK_MIN: Duration = Duration::from_millis(1);
-
 impl Shared {
     pub(crate) fn new(
         core: Core,
@@ -56,7 +48,7 @@ impl Shared {
             metrics,
             fences,
             load,
-            kv_events: broadcast::Sender::new(KV_EVENT_BATCHES),
+            kv_events: broadcast::Sender::new(limits::KV_EVENT_BATCHES),
             deadline_moved: Notify::new(),
             lost: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -144,7 +136,7 @@ impl Shared {
             let passed = async {
                 match deadline {
                     Some(deadline) => {
-                        let earliest = tokio::time::Instant::now() + TICK_MIN;
+                        let earliest = tokio::time::Instant::now() + limits::TICK_MIN;
                         tokio::time::sleep_until(clock::instant(deadline).max(earliest)).await;
                     }
                     None => std::future::pending().await,

@@ -10,8 +10,7 @@ use baton_proto::node::v1 as pb;
 use baton_scheduler::{NewSequence, Role, SamplingParams, SequenceId, Start};
 use tonic::{Code, Status};
 
-/// Stop ids of one request at most: the request's own, and the model's.
-const STOP_IDS_MAX: usize = 4 * limits::STOP_TOKEN_IDS;
+use crate::limits::STOP_IDS;
 
 /// A request as nodes see it. Every token is in the vocabulary, the prompt is not empty, the identity is this node's.
 #[derive(Clone, PartialEq, Debug)]
@@ -55,11 +54,8 @@ impl Work {
         if work.prompt.is_empty() {
             return Err(invalid_field("work.prompt", "the prompt is empty"));
         }
-        if work.stop_ids.len() > STOP_IDS_MAX {
-            return Err(invalid_field(
-                "work.stop_ids",
-                format!("at most {STOP_IDS_MAX} stop ids"),
-            ));
+        if work.stop_ids.len() > STOP_IDS {
+            return Err(invalid_field("work.stop_ids", format!("at most {STOP_IDS} stop ids")));
         }
         for (name, tokens) in [
             ("work.prompt", &work.prompt),

@@ -1,6 +1,6 @@
 //! What follows from each turn: the receiver's actions are carried out, and the scheduler's events reach their readers.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use baton_kv::{BlockId, HandoffId, Time, TokenId};
 use baton_scheduler::{FinishReason, NewSequence, Role, SequenceEvent, SequenceId, Start};
@@ -17,10 +17,8 @@ impl Core {
                 self.act(action, now);
             }
             let events = std::mem::take(&mut self.events);
-            // Their blocks were given back in this very round: what it reported before must not be held any more.
-            let gone: HashSet<SequenceId> = events.iter().filter_map(lost_its_blocks).collect();
             for event in events {
-                self.deliver(event, &gone, now);
+                self.deliver(event, now);
             }
         }
     }
@@ -122,7 +120,7 @@ impl Core {
         }
     }
 
-    fn deliver(&mut self, event: SequenceEvent, gone: &HashSet<SequenceId>, now: Time) {
+    fn deliver(&mut self, event: SequenceEvent, now: Time) {
         match event {
             SequenceEvent::Started {
                 id,
@@ -141,9 +139,9 @@ impl Core {
                         return;
                     }
                 }
-                self.report_blocks(id, cached_tokens, table, gone, now);
+                self.report_blocks(id, cached_tokens, table, now);
             }
-            SequenceEvent::Computed { id, computed, table } => self.report_blocks(id, computed, table, gone, now),
+            SequenceEvent::Computed { id, computed, table } => self.report_blocks(id, computed, table, now),
             SequenceEvent::Token {
                 id,
                 index,
@@ -170,7 +168,6 @@ impl Core {
             SequenceEvent::Preempted { id } => {
                 if let Some(member) = self.members.get_mut(&id) {
                     member.timings.preemptions += 1;
-                    member.held_from = 0;
                 }
             }
         }
@@ -199,19 +196,12 @@ impl Core {
         }
     }
 
-    /// Tells a prefill's reader of further complete blocks, held for it.
-    fn report_blocks(
-        &mut self,
-        id: SequenceId,
-        computed_tokens: usize,
-        table: Vec<BlockId>,
-        gone: &HashSet<SequenceId>,
-        now: Time,
-    ) {
+    /// Tells a prefill's reader of further complete blocks, held for it. (A prefill is never preempted: its table only grows.)
+    fn report_blocks(&mut self, id: SequenceId, computed_tokens: usize, table: Vec<BlockId>, now: Time) {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        if member.role != Role::Prefill || gone.contains(&id) {
+        if member.role != Role::Prefill {
             return;
         }
         let complete = match computed_tokens >= member.prompt_tokens {
@@ -221,8 +211,8 @@ impl Core {
         if complete <= member.reported_blocks {
             return;
         }
-        let blocks = table[member.held_from..complete].to_vec();
-        (member.reported_blocks, member.held_from) = (complete, complete);
+        let blocks = table[member.reported_blocks..complete].to_vec();
+        member.reported_blocks = complete;
         self.pool.retain(&blocks);
         self.held_reads += blocks.len();
         let hold = HeldBlocks::new(blocks, self.mailbox.clone());
@@ -244,17 +234,6 @@ impl Core {
             self.give_up(id, &member.stage, AbortReason::Cancelled, now);
         }
         sent
-    }
-}
-
-fn lost_its_blocks(event: &SequenceEvent) -> Option<SequenceId> {
-    match event {
-        SequenceEvent::Preempted { id }
-        | SequenceEvent::Finished {
-            id,
-            reason: FinishReason::Cancelled,
-        } => Some(*id),
-        _ => None,
     }
 }
 

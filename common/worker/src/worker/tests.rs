@@ -373,3 +373,51 @@ async fn guards_outlive_their_worker() {
     drop(stream);
     assert_eq!(port.strong_count(), 0, "nothing keeps the pool alive");
 }
+
+#[tokio::test]
+async fn a_pool_too_small_for_all_preempts_and_the_answers_stay_the_same() {
+    // 64 blocks of 8 tokens; four answers of 190 tokens do not fit at once.
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut streams = Vec::new();
+    for seed in 0..4 {
+        let work = work(&worker, prompt(30, seed), 160);
+        streams.push(worker.submit(work, Role::Decode).expect("taken"));
+    }
+    let mut preemptions = 0;
+    for (seed, stream) in streams.iter_mut().enumerate() {
+        let mut answer = Vec::new();
+        let timings = loop {
+            match next(stream).await.expect("runs") {
+                Update::Token { index, token, .. } => {
+                    assert_eq!(index as usize, answer.len(), "no gap, no repeat");
+                    answer.push(token);
+                }
+                Update::Finished { timings, .. } => break timings,
+                _ => {}
+            }
+        };
+        assert_eq!(answer, expected(prompt(30, seed as u32), 160).await, "sequence {seed}");
+        preemptions += timings.preemptions;
+    }
+    assert!(preemptions > 0, "or this test shows nothing");
+    drop(streams);
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn a_reader_of_kv_events_that_falls_behind_gets_a_snapshot() {
+    let (worker, _) = start(Box::new(engine()), config());
+    let mut kv = worker.kv_events();
+    assert!(matches!(soon("a snapshot", kv.next()).await, KvChange::Snapshot { .. }));
+    // Each run names two blocks in two steps, and evicts others once the pool is full.
+    for seed in 0..crate::limits::KV_EVENT_BATCHES as u32 {
+        let mut stream = worker
+            .submit(work(&worker, prompt(20, seed), 1), Role::Decode)
+            .expect("taken");
+        tokens(&mut stream).await.expect("runs");
+    }
+    let KvChange::Snapshot { blocks, .. } = soon("a snapshot", kv.next()).await else {
+        panic!("events were lost")
+    };
+    assert!(!blocks.is_empty() && blocks.len() <= BLOCKS, "{}", blocks.len());
+}

@@ -1,0 +1,24 @@
+//! Limits of the worker's own, each with its reason.
+
+use std::time::Duration;
+
+/// Stop ids of one request: the client's own, and the model's, which the router adds.
+pub(crate) const STOP_IDS: usize = 4 * baton_node::limits::STOP_TOKEN_IDS;
+
+/// Updates of a prefill beside those about blocks: started, one token, finished.
+pub(crate) const PREFILL_UPDATES: usize = 3;
+
+/// Batches of KV events that wait for one router's stream; a stream that falls further behind gets a snapshot.
+pub(crate) const KV_EVENT_BATCHES: usize = baton_node::limits::REGISTRY_EVENTS;
+
+/// Between two looks at passed deadlines, whatever the receiver says of the next one.
+pub(crate) const TICK_MIN: Duration = Duration::from_millis(1);
+
+/// Changes of load are told to a router at most this often: often enough to place by, and no more than 20 messages a second.
+pub(crate) const LOAD_COALESCE: Duration = Duration::from_millis(50);
+
+/// Reports that wait for a slow router; behind them load is coalesced, and KV events give way to a snapshot.
+pub(crate) const REPORTS: usize = 8;
+
+/// The shortest lease: what a heartbeat over a busy network can keep.
+pub(crate) const LEASE_MIN_MS: u64 = 50;
