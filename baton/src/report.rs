@@ -25,14 +25,12 @@ pub(crate) fn table(finished: &Finished) -> String {
     for row in &rows {
         let filled = ((row.ms.max(0.0) / longest) * BAR as f64).round() as usize;
         let bar = "█".repeat(filled.max(usize::from(row.ms > 0.0)));
-        let _ = writeln!(
-            out,
-            "  {:<11} {:>10}  {bar:<BAR$}  {:<place$}  {}",
-            row.stage,
-            ms(row.ms),
-            row.place,
+        let (stage, time, place_of) = (row.stage, ms(row.ms), &row.place);
+        let line = format!(
+            "  {stage:<11} {time:>10}  {bar:<BAR$}  {place_of:<place$}  {}",
             row.what
         );
+        let _ = writeln!(out, "{}", line.trim_end());
     }
     out.push_str(&summary(finished));
     out
@@ -83,9 +81,16 @@ fn rows(finished: &Finished) -> Vec<Row> {
         ));
     }
     if usage.completion_tokens > 1 {
-        rows.push(row("first step", time.first_step_ms, decode, String::new()));
-        let rest = time.total_ms - time.ttft_ms;
-        let tokens = usage.completion_tokens - 1;
+        rows.push(row(
+            "first step",
+            time.first_step_ms,
+            decode,
+            "the second token".to_owned(),
+        ));
+    }
+    if usage.completion_tokens > 2 {
+        let rest = time.total_ms - time.ttft_ms - time.first_step_ms;
+        let tokens = usage.completion_tokens - 2;
         let each = format!("{}, {} each", count(tokens, "more token"), ms(rest / f64::from(tokens)));
         rows.push(row("decode", rest, decode, each));
     }
@@ -234,7 +239,7 @@ mod tests {
                 "70 prompt tokens, 32 of them cached",
                 "prefill-0 → decode-1",
                 "3 KV blocks, 1.6 MiB by grpc",
-                "100 more tokens, 10.0 ms each",
+                "99 more tokens, 10.0 ms each",
                 "100.0 tokens/s",
                 "ended by token 2",
             ],
