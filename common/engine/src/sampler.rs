@@ -1,7 +1,7 @@
 //! From logits to a token, as a pure function.
 //!
 //! Every result is bit-equal on every machine: only additions, multiplications, divisions and comparisons of IEEE floats in a fixed order,
-//! no libm and no fma (see [`math`]). The draw for (seed, choice, index) depends on nothing but those three and the logits, so
+//! no libm and no fma (see `math.rs`). The draw for (seed, choice, index) depends on nothing but those three and the logits, so
 //! a sequence can be resumed, or replayed, at any index.
 //!
 //! Order of the steps, as in vLLM: temperature, min-p, top-k, top-p (whose mass is that of the tokens still kept). Tokens are ranked by logit,
