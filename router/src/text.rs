@@ -9,8 +9,10 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use crate::{
     error::{Field, GenerateError},
     limits,
-    request::Input,
+    request::{self, Input},
 };
+
+const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// The model's text side, and who may use the processor for it.
 #[derive(Clone)]
@@ -46,6 +48,7 @@ impl Text {
                     .await?
             }
             Input::Chat(messages) => {
+                check_roles(&messages)?;
                 let messages: Vec<ChatMessage> = messages
                     .into_iter()
                     .map(|message| ChatMessage {
@@ -131,6 +134,22 @@ fn check_size(input: &Input) -> Result<(), GenerateError> {
         return Err(too_large(bytes, limits::PROMPT_BYTES, "bytes"));
     }
     Ok(())
+}
+
+/// Templates put any word where the role goes, and models were not made for any word.
+fn check_roles(messages: &[request::ChatMessage]) -> Result<(), GenerateError> {
+    match messages.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
+        Some(message) => Err(GenerateError::InvalidField {
+            field: Field::Input,
+            problem: format!("a message's role is one of {ROLES:?}, not {:?}", excerpt(&message.role)),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// As much of a client's text as an error repeats.
+fn excerpt(text: &str) -> String {
+    text.chars().take(limits::IDENTIFIER_BYTES).collect()
 }
 
 fn too_large(size: usize, limit: usize, unit: &'static str) -> GenerateError {

@@ -289,7 +289,7 @@ async fn over_http() {
             "/v1/completions",
             long,
             400,
-            "CONTEXT_LENGTH_EXCEEDED",
+            "CONTEXT_LENGTH",
         ),
         ("no such path", "/v1/embeddings", b"{}".to_vec(), 404, "NO_ROUTE"),
         ("wrong method", "/v1/models", b"{}".to_vec(), 405, "METHOD_NOT_ALLOWED"),

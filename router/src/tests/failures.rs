@@ -237,7 +237,7 @@ async fn bad_input_names_its_field() {
             "INPUT_TOO_LARGE",
             "text",
         ),
-        (chat("no such role"), Code::InvalidArgument, "INVALID_FIELD", "chat"),
+        (chat("king"), Code::InvalidArgument, "INVALID_FIELD", "chat"),
         (
             api::GenerateRequest {
                 model: "other".to_owned(),
