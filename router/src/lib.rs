@@ -11,6 +11,7 @@ pub mod core;
 mod error;
 mod front;
 mod grpc;
+mod http;
 mod life;
 mod limits;
 mod metrics;

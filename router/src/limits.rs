@@ -31,3 +31,12 @@ pub(crate) const NODE_KEEPALIVE: Duration = Duration::from_secs(2);
 
 /// Prompts that are tokenised at a time: more would take cores from each other, and from a model that runs on the same machine.
 pub(crate) const TOKENISING: usize = 2;
+
+/// For a client to send the headers of an HTTP request, and then again its body: slower ones hold a connection for nothing.
+pub(crate) const HTTP_READ: Duration = Duration::from_secs(30);
+
+/// HTTP connections at a time; more wait to be accepted. Each costs a file descriptor and a few buffers, and many clients keep one open between requests.
+pub(crate) const HTTP_CONNECTIONS: usize = 4_096;
+
+/// Once the router stops, for HTTP answers to say how they ended.
+pub(crate) const HTTP_LAST_WORD: Duration = Duration::from_millis(200);

@@ -1,8 +1,8 @@
 //! The router as a process: its two listeners, and its end.
 
-use std::{io, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use baton_node::{Lifecycle, Phase, grpc, limits, ops};
+use baton_node::{Lifecycle, Phase, grpc, limits as shared, ops};
 use baton_proto::{node::v1::registry_server::RegistryServer, v1::generation_server::GenerationServer};
 use baton_text::ModelText;
 use tokio::{net::TcpListener, time::sleep};
@@ -14,6 +14,7 @@ use crate::{
     cluster::Cluster,
     core::members::Expected,
     grpc::{GENERATION, GenerationService, reflection},
+    http, limits,
     metrics::RouterMetrics,
     openai,
     registry::RegistryService,
@@ -34,9 +35,6 @@ pub enum RouterError {
     /// The gRPC server failed.
     #[error("the gRPC server failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
-    /// The HTTP server failed.
-    #[error("the HTTP server failed: {0}")]
-    Http(#[from] io::Error),
     /// The reflection service could not be built from our own descriptors.
     #[error("the reflection service could not be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -81,16 +79,16 @@ pub(crate) async fn serve(
     let front = Front::new(config, text, cluster.clone(), metrics, lifecycle.clone());
 
     let http = http_server(listeners.http, front.clone(), lifecycle.clone(), Arc::new(registry));
-    let mut http = lifecycle.spawn(http);
+    lifecycle.spawn(http);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     lifecycle.spawn(report_health(reporter, cluster.clone(), lifecycle.clone()));
     let (reflection_v1, reflection_v1alpha) = reflection()?;
     let registry_service = RegistryServer::new(RegistryService::new(router_id, cluster, lifecycle.clone()))
-        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES);
+        .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES);
     let generation = GenerationServer::new(GenerationService::new(front))
-        .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
-        .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES);
+        .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES)
+        .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
     let stop = lifecycle.shutdown_token();
     let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
     let server = grpc::server()
@@ -104,7 +102,7 @@ pub(crate) async fn serve(
         tokio::select! {
             served = server => served,
             // Streams have been told to end by then; a peer that does not read is left behind.
-            () = async { stop.cancelled().await; sleep(limits::STOP_TIMEOUT / 2).await } => Ok(()),
+            () = async { stop.cancelled().await; sleep(shared::STOP_TIMEOUT / 2).await } => Ok(()),
         }
     });
     lifecycle.set(Phase::Ready);
@@ -115,31 +113,17 @@ pub(crate) async fn serve(
             Ok(Err(error)) => Err(error.into()),
             _ => Ok(()),
         },
-        served = &mut http => match served {
-            Ok(Err(error)) => Err(error.into()),
-            _ => Ok(()),
-        },
     };
     lifecycle.drain(drain).await;
     ended
 }
 
-async fn http_server(
-    listener: TcpListener,
-    front: Front,
-    lifecycle: Lifecycle,
-    metrics: baton_node::metrics::Metrics,
-) -> io::Result<()> {
+async fn http_server(listener: TcpListener, front: Front, lifecycle: Lifecycle, metrics: baton_node::metrics::Metrics) {
     let stop = lifecycle.shutdown_token();
     let ready = front.clone();
     let ops = ops::routes_when(lifecycle, metrics, move || ready.ready());
     let routes = openai::routes(front).merge(ops);
-    // Not a graceful shutdown, which would wait for idle keep-alive connections.
-    tokio::select! {
-        served = async { axum::serve(listener, routes).await } => served,
-        // The answers' streams have been told to end by then: they have a moment to say so.
-        () = async { stop.cancelled().await; sleep(Duration::from_millis(200)).await } => Ok(()),
-    }
+    http::serve(listener, routes, limits::HTTP_READ, stop).await;
 }
 
 /// Says over gRPC health whether a request could be served.

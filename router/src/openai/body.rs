@@ -5,6 +5,7 @@ use axum::{
     http::StatusCode,
 };
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::{error::ApiError, fields::Fields};
 use crate::limits;
@@ -16,7 +17,8 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(refused)?;
+        let bytes = timeout(limits::HTTP_READ, Bytes::from_request(request, state)).await;
+        let bytes = bytes.map_err(|_| ApiError::body_too_slow())?.map_err(refused)?;
         match serde_json::from_slice(&bytes) {
             Ok(serde_json::Value::Object(map)) => Ok(Self(Fields::new(map))),
             Ok(_) => Err(ApiError::malformed("the body must be a JSON object".to_owned())),

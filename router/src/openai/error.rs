@@ -102,6 +102,15 @@ impl ApiError {
         }
     }
 
+    /// The body did not come in time.
+    pub(super) fn body_too_slow() -> Self {
+        let message = "the body did not come in time".to_owned();
+        Self {
+            status: StatusCode::REQUEST_TIMEOUT,
+            ..Self::invalid("BODY_TIMEOUT", None, message)
+        }
+    }
+
     /// What the router said.
     pub(super) fn from_generate(error: &GenerateError, endpoint: Endpoint) -> Self {
         let (status, kind) = match error.kind() {
