@@ -134,7 +134,7 @@ pub enum Event {
     ClientGone,
     /// The router stops.
     RouterStopped,
-    /// [`Life::wake_at`] has come.
+    /// [`super::Life::wake_at`] has come.
     Tick,
 }
 
