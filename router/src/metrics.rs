@@ -189,11 +189,7 @@ impl Collector for ClusterCollector {
                 "Pairs of a named block and a node that holds it",
                 seen.index_entries,
             ),
-            (
-                "prefix_index_bytes",
-                "Memory that they take at most",
-                seen.index_bytes,
-            ),
+            ("prefix_index_bytes", "Memory that they take at most", seen.index_bytes),
         ] {
             gauge(&mut encoder, name, help, value)?;
         }

@@ -284,13 +284,7 @@ async fn over_http() {
             400,
             "EMPTY_PROMPT",
         ),
-        (
-            "beyond the context",
-            "/v1/completions",
-            long,
-            400,
-            "CONTEXT_LENGTH",
-        ),
+        ("beyond the context", "/v1/completions", long, 400, "CONTEXT_LENGTH"),
         ("no such path", "/v1/embeddings", b"{}".to_vec(), 404, "NO_ROUTE"),
         ("wrong method", "/v1/models", b"{}".to_vec(), 405, "METHOD_NOT_ALLOWED"),
     ];
