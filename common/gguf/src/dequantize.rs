@@ -2,7 +2,10 @@
 
 use half::{bf16, f16};
 
-use crate::tensor::{Tensor, TensorType};
+use crate::{
+    quants::{GROUP, QuantGroup, unpack},
+    tensor::{Tensor, TensorType},
+};
 
 /// Why a row cannot be expanded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +40,7 @@ pub enum DequantizeError {
     },
 }
 
-/// Expands one row into `out[columns]`. Quantised values are `d * q` or `d * q + m`, each operation rounded to f32.
+/// Expands one row into `out[columns]`. Quantised values are scale times quant, with a minimum added or subtracted, each operation rounded to f32.
 pub fn dequantize(tensor: &Tensor<'_>, row: usize, out: &mut [f32]) -> Result<(), DequantizeError> {
     let unsupported = || DequantizeError::Unsupported {
         name: tensor.name.into(),
@@ -67,33 +70,10 @@ pub fn dequantize(tensor: &Tensor<'_>, row: usize, out: &mut [f32]) -> Result<()
         TensorType::Bf16 => each(bytes, out, |b: [u8; 2], o: &mut [f32; 1]| {
             o[0] = bf16::from_le_bytes(b).to_f32()
         }),
-        TensorType::Q4_0 => each(bytes, out, |b: [u8; 18], o: &mut [f32; 32]| {
-            let d = half_at(&b, 0);
-            for (i, &pair) in b[2..].iter().enumerate() {
-                o[i] = (f32::from(pair & 15) - 8.0) * d;
-                o[i + 16] = (f32::from(pair >> 4) - 8.0) * d;
-            }
-        }),
-        TensorType::Q4_1 => each(bytes, out, |b: [u8; 20], o: &mut [f32; 32]| {
-            let (d, m) = (half_at(&b, 0), half_at(&b, 2));
-            for (i, &pair) in b[4..].iter().enumerate() {
-                o[i] = f32::from(pair & 15) * d + m;
-                o[i + 16] = f32::from(pair >> 4) * d + m;
-            }
-        }),
-        TensorType::Q8_0 => each(bytes, out, |b: [u8; 34], o: &mut [f32; 32]| {
-            let d = half_at(&b, 0);
-            for (o, &q) in o.iter_mut().zip(&b[2..]) {
-                *o = f32::from(q as i8) * d;
-            }
-        }),
-        TensorType::Q5_0
-        | TensorType::Q5_1
-        | TensorType::Q4K
-        | TensorType::Q5K
-        | TensorType::Q6K
-        | TensorType::Other(_) => {
-            return Err(unsupported());
+        TensorType::Other(_) => return Err(unsupported()),
+        dtype => {
+            let groups = out.as_chunks_mut().0;
+            unpack(dtype, bytes, |index, group| expand(dtype, group, &mut groups[index]));
         }
     }
     Ok(())
@@ -115,6 +95,18 @@ fn each<const BYTES: usize, const NUMBERS: usize>(
     }
 }
 
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+/// Each operation is rounded to f32; but for the last addition or subtraction of a minimum, all are exact.
+fn expand(dtype: TensorType, group: &QuantGroup, out: &mut [f32; GROUP]) {
+    let offset = dtype.quant_offset().unwrap_or_default();
+    let (scale, min) = (group.scale.to_f32(), group.min.to_f32());
+    let [first, second] = group.factors.map(f32::from);
+    for (i, (out, &quant)) in out.iter_mut().zip(&group.quants).enumerate() {
+        let quant = (i32::from(quant) - offset) as f32;
+        *out = match dtype {
+            TensorType::Q4_1 | TensorType::Q5_1 => quant * scale + min,
+            TensorType::Q4K | TensorType::Q5K => quant * (scale * first) - min * second,
+            TensorType::Q6K => quant * (scale * if i < GROUP / 2 { first } else { second }),
+            _ => quant * scale,
+        };
+    }
 }

@@ -297,7 +297,8 @@ fn dequantizes_by_each_types_definition() {
 fn dequantize_refuses_what_does_not_fit() {
     let bytes = [0; 210];
     let mut out = [0.0; 256];
-    for dtype in [TensorType::Q6K, TensorType::Other(5)] {
+    {
+        let dtype = TensorType::Other(5);
         let error = dequantize(&tensor(dtype, 256, &bytes), 0, &mut out).unwrap_err();
         assert_eq!(
             error,
@@ -316,6 +317,42 @@ fn dequantize_refuses_what_does_not_fit() {
         dequantize(&row, 0, &mut out[..3]),
         Err(DequantizeError::Columns { .. })
     ));
+}
+
+/// Bit for bit what the `gguf` Python package makes of random blocks.
+#[test]
+fn dequantizes_blocks_of_every_quantised_type() {
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens/blocks.txt"));
+    let hex = |text: &str| -> Vec<u8> {
+        let digits = text.as_bytes().as_chunks::<2>().0;
+        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        digits.iter().map(byte).collect()
+    };
+    let mut seen = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let [name, bytes, numbers] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
+        let dtype = (0..40)
+            .map(TensorType::from_number)
+            .find(|dtype| dtype.to_string() == name);
+        let (dtype, bytes, numbers) = (dtype.unwrap(), hex(bytes), hex(numbers));
+        let numbers: Vec<u32> = numbers.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+        let mut out = vec![0.0f32; numbers.len()];
+        dequantize(&tensor(dtype, numbers.len(), &bytes), 0, &mut out).unwrap();
+        let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+        // Apart from the sign of a zero, which no sum can tell.
+        for (i, (got, wanted)) in bits.iter().zip(&numbers).enumerate() {
+            assert!(
+                got == wanted || (got | wanted) << 1 == 0,
+                "{name} {i}: {got:x} {wanted:x}"
+            );
+        }
+        seen.push(dtype);
+    }
+    let quantised = |dtype: &TensorType| dtype.quant_offset().is_some();
+    let all: Vec<TensorType> = (0..40).map(TensorType::from_number).filter(quantised).collect();
+    assert!(all.iter().all(|dtype| seen.contains(dtype)) && seen.len() == all.len());
 }
 
 fn default_model() -> Gguf {
