@@ -164,9 +164,9 @@ impl Scheduler {
     ///
     /// Panics if a handed sequence has no output, or its table no room for the prompt: the handoff did not verify it.
     pub fn submit(&mut self, sequence: NewSequence, pool: &Pool) -> Result<(), SubmitError> {
+        self.check(&sequence, pool)?;
         let handed = matches!(sequence.start, Start::Handed { .. });
         let sequence = self.take_in(sequence);
-        self.check_size(&sequence, pool)?;
         let limit = self.config.max_waiting;
         if !handed && self.waiting.len() + self.ended.len() >= limit {
             return Err(SubmitError::QueueFull { limit });
@@ -176,6 +176,31 @@ impl Scheduler {
             Some(reason) => self.ended.push((sequence, reason)),
             None if handed => self.running.push(sequence),
             None => self.waiting.push_back(sequence),
+        }
+        Ok(())
+    }
+
+    /// Whether `sequence` fits the context, and the pool if it were alone there; [`Scheduler::submit`] checks the same.
+    pub fn check(&self, sequence: &NewSequence, pool: &Pool) -> Result<(), SubmitError> {
+        let block_tokens = self.config.block_tokens;
+        assert_eq!(block_tokens, pool.block_tokens(), "the pool has other blocks");
+        let prompt = sequence.prompt.len();
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let tokens = prompt + sequence.output.len();
+        let whole = prompt.saturating_add(sequence.max_new_tokens);
+        let (needed, limit) = (whole.max(tokens), self.config.max_context);
+        if needed > limit {
+            return Err(SubmitError::TooLong { needed, limit });
+        }
+        let needed = match sequence.role {
+            Role::Prefill => tokens,
+            Role::Decode => whole.saturating_sub(1).max(prompt),
+        };
+        let limit = pool.counts().total * block_tokens;
+        if needed > limit {
+            return Err(SubmitError::TooLong { needed, limit });
         }
         Ok(())
     }
@@ -259,26 +284,5 @@ impl Scheduler {
             rows: 0,
             cancelled: false,
         }
-    }
-
-    /// Whether it fits the context, and the pool if it were alone there.
-    fn check_size(&self, sequence: &Sequence, pool: &Pool) -> Result<(), SubmitError> {
-        let block_tokens = self.config.block_tokens;
-        assert_eq!(block_tokens, pool.block_tokens(), "the pool has other blocks");
-        if sequence.prompt_len == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        let needed = sequence.prompt_len.saturating_add(sequence.max_new_tokens);
-        let needed = needed.max(sequence.tokens.len());
-        let limit = self.config.max_context;
-        if needed > limit {
-            return Err(SubmitError::TooLong { needed, limit });
-        }
-        let needed = sequence.final_context();
-        let limit = pool.counts().total * block_tokens;
-        if needed > limit {
-            return Err(SubmitError::TooLong { needed, limit });
-        }
-        Ok(())
     }
 }

@@ -130,10 +130,6 @@ impl Core {
         if self.lost {
             return Err(SequenceError::EngineLost);
         }
-        let (needed, limit) = (work.prompt.len() + work.max_new_tokens, self.config.max_context);
-        if needed > limit {
-            return Err(SubmitError::TooLong { needed, limit }.into());
-        }
         // What is reserved now will wait here when it is verified.
         let reserved = self
             .members
@@ -153,8 +149,10 @@ impl Core {
             deadline: work.deadline,
             capability,
         };
-        let ticket = self.receiver.reserve(reserve, now, &mut self.pool, &mut self.actions)?;
         let sequence = Box::new(work.into_sequence(self.draw_id(), Role::Decode));
+        // So that it is not refused when its KV has been sent.
+        self.scheduler.check(&sequence, &self.pool)?;
+        let ticket = self.receiver.reserve(reserve, now, &mut self.pool, &mut self.actions)?;
         let (id, handoff, prompt_tokens) = (sequence.id, ticket.handoff, sequence.prompt.len());
         self.handoffs.insert(handoff, id);
         let stream = self.join(

@@ -33,13 +33,18 @@ pub(crate) struct Scripted {
 }
 
 pub(crate) fn engine() -> SimulatedEngine {
+    engine_with(BLOCKS)
+}
+
+/// With a pool of `blocks`; the model's context is 400 tokens.
+pub(crate) fn engine_with(blocks: usize) -> SimulatedEngine {
     let config = SimulatedConfig {
         vocabulary: 1_000,
         context_length: 400,
         cost: CostModel::FREE,
         ..SimulatedConfig::default()
     };
-    SimulatedEngine::new(config, BLOCK_TOKENS, BLOCKS, 64, 16)
+    SimulatedEngine::new(config, BLOCK_TOKENS, blocks, 64, 16)
 }
 
 /// An engine that waits for the test at each step.

@@ -21,7 +21,7 @@ pub struct WorkerConfig {
     pub node: NodeId,
     /// host:port at which routers and peers reach it.
     pub address: String,
-    /// Bounds of the scheduler. `max_context` is cut to the model's, `block_tokens` is the engine's.
+    /// Bounds of the scheduler. `max_context` is cut to the model's and to what the pool holds, `block_tokens` is the engine's.
     pub scheduler: SchedulerConfig,
     /// See [`baton_transfer::limits::LEASE_MS`].
     pub lease_ms: u64,
@@ -90,7 +90,12 @@ impl Worker {
         let (layout, blocks) = (*memory.layout(), memory.blocks());
         let model = engine.model().clone();
         let scheduler = SchedulerConfig {
-            max_context: config.scheduler.max_context.min(model.context_length),
+            // What routers are told must fit: a pool may hold less than the model's context.
+            max_context: config
+                .scheduler
+                .max_context
+                .min(model.context_length)
+                .min(blocks * layout.block_tokens),
             block_tokens: layout.block_tokens,
             ..config.scheduler
         };

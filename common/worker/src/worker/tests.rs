@@ -264,6 +264,31 @@ async fn what_cannot_be_served_is_refused_with_its_reason() {
 }
 
 #[tokio::test]
+async fn a_pool_smaller_than_the_model_s_context_is_the_context() {
+    let (worker, _) = start(Box::new(engine_with(6)), config());
+    let limit = worker.facts().max_context;
+    assert_eq!(limit, 6 * BLOCK_TOKENS);
+    // Whoever asks for as much as there is gets it, and a token more is refused before anything is reserved or sent.
+    let too_long = SequenceError::Submit(SubmitError::TooLong {
+        needed: limit + 1,
+        limit,
+    });
+    let more = work(&worker, prompt(20, 1), limit - 19);
+    assert_eq!(worker.reserve(more.clone()).err(), Some(too_long.clone()));
+    assert_eq!(worker.submit(more, Role::Decode).err(), Some(too_long));
+    let (ticket, stream) = worker
+        .reserve(work(&worker, prompt(20, 1), limit - 20))
+        .expect("reserved");
+    assert_eq!(ticket.slots.len(), 3);
+    drop(stream);
+    idle(&worker).await;
+    let mut whole = worker
+        .submit(work(&worker, prompt(20, 1), limit - 20), Role::Decode)
+        .expect("taken");
+    assert_eq!(tokens(&mut whole).await.expect("runs").len(), limit - 20);
+}
+
+#[tokio::test]
 async fn a_full_pool_refuses_a_reservation() {
     let (worker, _) = start(Box::new(engine()), config());
     let (_, first) = worker.reserve(work(&worker, prompt(360, 1), 4)).expect("reserved");
