@@ -147,6 +147,9 @@ pub enum GenerateError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Too much is being received from all clients at a time.
+    #[error("the router is receiving as much as it can take")]
+    Overloaded,
     /// It waited as long as a request may wait, or would have to.
     #[error("no node had room for the request within its time in the queue")]
     QueueTimeout {
@@ -217,6 +220,7 @@ impl GenerateError {
             Self::UnknownModel { .. } => reasons::UNKNOWN_MODEL,
             Self::NotBuilt { .. } => reasons::NOT_BUILT,
             Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::Overloaded => reasons::OVERLOADED,
             Self::QueueTimeout { .. } => "QUEUE_TIMEOUT",
             Self::NodesFull { .. } => "NODES_FULL",
             Self::TooLargeForNodes { .. } => "TOO_LARGE_FOR_NODES",
@@ -244,7 +248,9 @@ impl GenerateError {
             | Self::TooLargeForNodes { .. } => ErrorKind::InvalidArgument,
             Self::UnknownModel { .. } => ErrorKind::NotFound,
             Self::NotBuilt { .. } => ErrorKind::Unimplemented,
-            Self::QueueFull { .. } | Self::QueueTimeout { .. } | Self::NodesFull { .. } => ErrorKind::Shed,
+            Self::QueueFull { .. } | Self::Overloaded | Self::QueueTimeout { .. } | Self::NodesFull { .. } => {
+                ErrorKind::Shed
+            }
             Self::NoNodes | Self::Draining | Self::NodeLost { .. } => ErrorKind::Unavailable,
             Self::NodeFailed { retryable: true, .. } => ErrorKind::Unavailable,
             Self::NodeFailed { retryable: false, .. } | Self::Internal(_) => ErrorKind::Internal,
@@ -257,7 +263,8 @@ impl GenerateError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. } | Self::QueueTimeout { retry_after } => Some(*retry_after),
-            Self::NodesFull { .. }
+            Self::Overloaded
+            | Self::NodesFull { .. }
             | Self::NoNodes
             | Self::Draining
             | Self::NodeLost { .. }

@@ -25,6 +25,7 @@ use crate::{
         request::{Life, LifeConfig},
     },
     error::{Field, GenerateError},
+    intake::Intake,
     life::{Driver, Job},
     limits,
     metrics::RouterMetrics,
@@ -45,6 +46,7 @@ struct Inner {
     cluster: Cluster,
     metrics: RouterMetrics,
     lifecycle: Lifecycle,
+    intake: Intake,
     /// [`limits::REQUESTS_IN_FLIGHT`].
     permits: Arc<Semaphore>,
     created: SystemTime,
@@ -64,6 +66,7 @@ impl Front {
             cluster,
             metrics,
             lifecycle,
+            intake: Intake::new(),
             permits: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT)),
             created: SystemTime::now(),
         };
@@ -205,6 +208,11 @@ impl Front {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// What edges receive bodies through.
+    pub(crate) fn intake(&self) -> &Intake {
+        &self.inner.intake
     }
 
     /// The ids of a prompt, as `generate` would see them.

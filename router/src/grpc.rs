@@ -5,12 +5,13 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use axum::http::HeaderMap;
 use baton_node::status::{self, invalid_field};
 use baton_proto::v1::{self as pb, generate_event, generate_request, generation_server::Generation, tokenize_request};
 use futures_util::{Stream, StreamExt};
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status};
 use tonic_reflection::server::{
     Builder,
     v1::{ServerReflection, ServerReflectionServer},
@@ -20,14 +21,22 @@ use tonic_reflection::server::{
 use crate::{
     Front,
     error::{ErrorKind, Field, GenerateError},
+    limits,
     request::{
         AnswerEvent, ChatMessage, FinishReason, Finished, GenerateRequest, Input, Matched, SamplingRequest, Tenant,
     },
     trace::request_span,
 };
 
+use edge::Arrived;
+
+pub(crate) mod edge;
+pub(crate) mod incoming;
+
 /// The public service's name.
 pub(crate) const GENERATION: &str = "baton.v1.Generation";
+
+const TIMEOUT: &str = "grpc-timeout";
 
 /// Packages that clients may know of; what routers and nodes say to each other is none of them.
 const PUBLIC: [&str; 2] = ["baton.v1", "grpc.health.v1"];
@@ -51,7 +60,7 @@ impl Generation for GenerationService {
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let span = request_span(request.metadata().as_ref());
-        let timeout = grpc_timeout(request.metadata())?;
+        let timeout = time_left(&request)?;
         let input = Spelling::of_generate(request.get_ref());
         let mut request = generate_request(request.into_inner())?;
         request.span = span;
@@ -173,35 +182,36 @@ fn not_built(field: &str, asked: bool) -> Result<(), Status> {
     if asked { Err(status::not_built(field)) } else { Ok(()) }
 }
 
-/// The call's deadline, if its client set one: `grpc-timeout`, up to 8 digits and a unit.
-fn grpc_timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = metadata.get("grpc-timeout") else {
+/// How long the call may still take, if its client set a timeout: a little less than it said.
+fn time_left<T>(request: &Request<T>) -> Result<Option<Duration>, Status> {
+    let headers = request.metadata().as_ref();
+    if !headers.contains_key(TIMEOUT) {
         return Ok(None);
-    };
-    let parse = || {
-        let text = value.to_str().ok()?;
-        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let number: u64 = digits.parse().ok()?;
-        Some(match unit {
-            "H" => Duration::from_secs(number * 3_600),
-            "M" => Duration::from_secs(number * 60),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        })
-    };
-    match parse() {
-        Some(timeout) => Ok(Some(timeout)),
-        None => Err(invalid_field(
-            "grpc-timeout",
-            "not a number of up to 8 digits and a unit",
-        )),
     }
+    let timeout =
+        timeout(headers).ok_or_else(|| invalid_field(TIMEOUT, "not a number of up to 8 digits and a unit"))?;
+    let arrived = request.extensions().get::<Arrived>();
+    let taken = arrived.map_or(Duration::ZERO, |Arrived(at)| at.elapsed());
+    Ok(Some(timeout.saturating_sub(taken + limits::DEADLINE_MARGIN)))
+}
+
+/// A client's timeout: up to 8 digits and a unit. `None` when it is absent or malformed.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 /// How this call spells the prompt's field.
@@ -230,7 +240,7 @@ impl Spelling {
             Field::MaxTokens => "stopping.max_tokens",
             Field::Stop => "stopping.stop",
             Field::StopTokenIds => "stopping.stop_token_ids",
-            Field::Timeout => "grpc-timeout",
+            Field::Timeout => TIMEOUT,
             Field::Ids => "ids",
         }
     }

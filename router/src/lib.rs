@@ -12,6 +12,7 @@ mod error;
 mod front;
 mod grpc;
 mod http;
+mod intake;
 mod life;
 mod limits;
 mod metrics;

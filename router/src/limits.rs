@@ -10,6 +10,34 @@ pub(crate) use baton_node::limits::{
 /// Bytes of one HTTP body.
 pub(crate) const MAX_HTTP_BODY_BYTES: usize = baton_node::limits::HTTP_BODY_BYTES;
 
+/// One message of a client over gRPC, bytes: a prompt as text, or of as many token ids as are taken, of three bytes each, and as much again for the rest.
+pub(crate) const GRPC_REQUEST_BYTES: usize = 4 << 20;
+
+/// One report of a node, bytes: a part of a snapshot, or the KV events of a step, each of some 70 bytes.
+pub(crate) const REPORT_BYTES: usize = 4 << 20;
+
+/// Bytes of requests that are still being received, or read, over all clients, HTTP and gRPC: what comes in beyond them is shed. Most requests have a few
+/// KiB and come within milliseconds. Objects made of them can take twenty times their bytes.
+pub(crate) const RECEIVING_BYTES: usize = 64 << 20;
+
+/// JSON bodies over this are parsed off the async threads: smaller ones take less time than to hand them over.
+pub(crate) const PARSE_INLINE_BYTES: usize = 64 << 10;
+
+/// Larger bodies that are parsed at a time: as with tokenising.
+pub(crate) const PARSING: usize = 2;
+
+/// gRPC connections at a time: those of clients, which open one each, and of all nodes. More are closed at once.
+pub(crate) const GRPC_CONNECTIONS: usize = 4_096;
+
+/// Streams on one gRPC connection: a client has one for each of its requests.
+pub(crate) const GRPC_STREAMS: u32 = 256;
+
+/// Window of one gRPC connection, bytes: what a client may have sent and nobody read.
+pub(crate) const GRPC_CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// A call's deadline passes here this much before its client's, so that the answer says why, and is not a bare cancellation by the connection.
+pub(crate) const DEADLINE_MARGIN: Duration = Duration::from_millis(10);
+
 /// The longest wait that a shed client is told: beyond it our estimate is worth nothing.
 pub(crate) const SHED_RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -32,8 +60,8 @@ pub(crate) const NODE_KEEPALIVE: Duration = Duration::from_secs(2);
 /// Prompts that are tokenised at a time: more would take cores from each other, and from a model that runs on the same machine.
 pub(crate) const TOKENISING: usize = 2;
 
-/// For a client to send the headers of an HTTP request, and then again its body: slower ones hold a connection for nothing.
-pub(crate) const HTTP_READ: Duration = Duration::from_secs(30);
+/// For a client to send its message over gRPC, or the headers of an HTTP request, and then again its body: slower ones hold a connection for nothing.
+pub(crate) const RECEIVE: Duration = Duration::from_secs(30);
 
 /// HTTP connections at a time; more wait to be accepted. Each costs a file descriptor and a few buffers, and many clients keep one open between requests.
 pub(crate) const HTTP_CONNECTIONS: usize = 4_096;

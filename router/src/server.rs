@@ -13,7 +13,7 @@ use crate::{
     Front, RouterConfig,
     cluster::Cluster,
     core::members::Expected,
-    grpc::{GENERATION, GenerationService, reflection},
+    grpc::{GENERATION, GenerationService, edge::EdgeLayer, incoming, reflection},
     http, limits,
     metrics::RouterMetrics,
     openai,
@@ -85,13 +85,18 @@ pub(crate) async fn serve(
     lifecycle.spawn(report_health(reporter, cluster.clone(), lifecycle.clone()));
     let (reflection_v1, reflection_v1alpha) = reflection()?;
     let registry_service = RegistryServer::new(RegistryService::new(router_id, cluster, lifecycle.clone()))
-        .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES);
+        .max_decoding_message_size(limits::REPORT_BYTES);
+    let edge = EdgeLayer(front.intake().clone());
     let generation = GenerationServer::new(GenerationService::new(front))
-        .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES)
+        .max_decoding_message_size(limits::GRPC_REQUEST_BYTES)
         .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
     let stop = lifecycle.shutdown_token();
     let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
+    let incoming = incoming::bounded(incoming, limits::GRPC_CONNECTIONS);
     let server = grpc::server()
+        .max_concurrent_streams(limits::GRPC_STREAMS)
+        .initial_connection_window_size(limits::GRPC_CONNECTION_WINDOW_BYTES)
+        .layer(edge)
         .add_service(generation)
         .add_service(registry_service)
         .add_service(health)
@@ -123,7 +128,7 @@ async fn http_server(listener: TcpListener, front: Front, lifecycle: Lifecycle, 
     let ready = front.clone();
     let ops = ops::routes_when(lifecycle, metrics, move || ready.ready());
     let routes = openai::routes(front).merge(ops);
-    http::serve(listener, routes, limits::HTTP_READ, stop).await;
+    http::serve(listener, routes, limits::RECEIVE, stop).await;
 }
 
 /// Says over gRPC health whether a request could be served.

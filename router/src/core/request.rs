@@ -160,10 +160,14 @@ impl Life {
         }
     }
 
-    /// While failing, only how the other leg fares matters.
+    /// While failing, only how the other leg fares matters, and whether the answer is there: a first token that ended it leaves nothing to hand over, and the
+    /// decode node may be the first to say that nothing came.
     fn heard(&self, event: &Event) -> bool {
-        let failure = matches!(event, Event::DecodeFailed(_) | Event::PrefillFailed(_));
-        failure || !matches!(self.state, State::Failing { .. })
+        let counts = matches!(
+            event,
+            Event::DecodeFailed(_) | Event::PrefillFailed(_) | Event::PrefillDone { ended: Some(_), .. }
+        );
+        counts || !matches!(self.state, State::Failing { .. })
     }
 
     fn place_in_life(&self) -> &'static str {
@@ -339,9 +343,13 @@ impl Life {
                 self.record.kv_bytes = kv_bytes;
                 self.record.kv_blocks = kv_blocks;
                 self.renew_at = None;
+                if ended.is_some() {
+                    // First, so that the decode node hears of a cancellation, and not of a push that broke.
+                    self.close(Leg::Decode, actions);
+                }
                 self.close(Leg::Prefill, actions);
                 match (ended, &self.state) {
-                    (Some(reason), State::Prefilling) => {
+                    (Some(reason), State::Prefilling | State::Failing { .. }) => {
                         self.ended_by_first(first_token, logprob, reason, now, actions)
                     }
                     (None, State::Prefilling | State::Decoding) => {}

@@ -12,9 +12,9 @@ mod error;
 mod fields;
 mod models;
 
-use axum::{Router, extract::DefaultBodyLimit, routing};
+use axum::{Router, routing};
 
-use crate::{Front, limits};
+use crate::Front;
 use error::ApiError;
 
 /// Routes under `/v1`; the probes and metrics are added by the caller.
@@ -26,7 +26,6 @@ pub(crate) fn routes(front: Front) -> Router {
         .route("/v1/models/{id}", routing::get(models::retrieve))
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
-        .layer(DefaultBodyLimit::max(limits::MAX_HTTP_BODY_BYTES))
         .with_state(front)
 }
 

@@ -364,3 +364,32 @@ async fn text_and_tokens_and_models() {
         (text().name, identity, 2_048)
     );
 }
+
+/// As `GenerateRequest`, but its text need not be UTF-8.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Bytes {
+    #[prost(bytes = "vec", tag = "2")]
+    text: Vec<u8>,
+}
+
+#[tokio::test]
+async fn messages_that_cannot_be_read_are_the_clients_fault() {
+    let router = router().await;
+    let _decode = router.decode_node("decode-0").await;
+    for (text, reason) in [
+        (vec![0xff; 8], "MALFORMED"),
+        (vec![b'x'; crate::limits::GRPC_REQUEST_BYTES], "BODY_TOO_LARGE"),
+    ] {
+        let mut client = tonic::client::Grpc::new(router.channel.clone());
+        client.ready().await.expect("it is");
+        let codec = tonic_prost::ProstCodec::<Bytes, api::GenerateEvent>::default();
+        let path = "/baton.v1.Generation/Generate".parse().expect("a path");
+        let answer = client.server_streaming(tonic::Request::new(Bytes { text }), path, codec);
+        let status = soon("an answer", answer).await.map(|_| ()).expect_err(reason);
+        assert_eq!(
+            (status.code(), status::reason(&status).as_deref()),
+            (Code::InvalidArgument, Some(reason)),
+            "{status:?}"
+        );
+    }
+}

@@ -211,8 +211,24 @@ fn a_first_token_that_ends_the_answer() {
         ],
     );
     assert_eq!((run.ids(), run.end()), (vec![7], Some(Ok(EndReason::Length))));
-    assert_eq!(run.closed(), [Leg::Prefill, Leg::Decode]);
+    assert_eq!(run.closed(), [Leg::Decode, Leg::Prefill]);
     assert_eq!(run.life.record().decode_node, None);
+}
+
+#[test]
+fn an_answer_is_one_though_the_decode_leg_says_first_that_nothing_came() {
+    let mut run = Run::steps(8, [handoff(), Event::Ticket { lease_ms: 9_000 }, started()]);
+    run.step(Event::DecodeFailed(failed("PEER_LOST")));
+    assert_eq!(run.end(), None);
+    run.step(done(Some(EndReason::Stop)));
+    assert_eq!((run.ids(), run.end()), (vec![7], Some(Ok(EndReason::Stop))));
+    assert_eq!(run.closed(), [Leg::Decode, Leg::Prefill]);
+    // Without an answer in it, the prefill leg's word changes nothing.
+    let mut run = Run::steps(8, [handoff(), Event::Ticket { lease_ms: 9_000 }, started()]);
+    run.step(Event::DecodeFailed(failed("PEER_LOST")))
+        .step(done(None))
+        .sleep();
+    assert_eq!((run.ids().len(), run.end()), (0, Some(Err("NODE_FAILED"))));
 }
 
 #[test]
