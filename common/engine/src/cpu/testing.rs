@@ -51,18 +51,25 @@ impl OwnedTensor {
                 TensorType::Bf16 => bytes.extend(half::bf16::from_f32(random.float()).to_le_bytes()),
                 _ => {
                     let start = bytes.len();
-                    bytes.extend(scale(&mut random, 0.1));
-                    if dtype == TensorType::Q4_1 {
-                        bytes.extend(scale(&mut random, 0.8));
-                    }
-                    while bytes.len() < start + block {
+                    bytes.extend((0..block).map(|_| {
                         // Every eighth byte is an extreme: quants of −128 and 127, nibbles of 0 and 15.
                         let bits = random.bits();
-                        bytes.push(match bits >> 60 {
+                        match bits >> 60 {
                             0 => 0x80,
                             1 => 0xff,
                             _ => (bits >> 32) as u8,
-                        });
+                        }
+                    }));
+                    // The K types' scales are multiplied by integers of 6 and 7 bits.
+                    let (at, by, min) = match dtype {
+                        TensorType::Q4_1 | TensorType::Q5_1 => (0, 0.1, 0.8),
+                        TensorType::Q4K | TensorType::Q5K => (0, 0.003, 0.02),
+                        TensorType::Q6K => (208, 0.002, 0.0),
+                        _ => (0, 0.1, 0.0),
+                    };
+                    bytes[start + at..][..2].copy_from_slice(&scale(&mut random, by));
+                    if min > 0.0 {
+                        bytes[start + 2..][..2].copy_from_slice(&scale(&mut random, min));
                     }
                 }
             }
@@ -103,14 +110,27 @@ impl OwnedTensor {
     }
 }
 
-pub(super) const TYPES: [TensorType; 6] = [
+pub(super) const TYPES: [TensorType; 11] = [
     TensorType::Q4_0,
     TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
     TensorType::Q8_0,
+    TensorType::Q4K,
+    TensorType::Q5K,
+    TensorType::Q6K,
     TensorType::F16,
     TensorType::Bf16,
     TensorType::F32,
 ];
+
+/// `columns`, or for types of longer blocks as many blocks.
+pub(super) fn whole_blocks(dtype: TensorType, columns: usize) -> usize {
+    match dtype.block().unwrap().0 {
+        1 | 32 => columns,
+        numbers => columns.div_ceil(32) * numbers,
+    }
+}
 
 /// The instruction sets of this CPU.
 pub(super) fn isas() -> impl Iterator<Item = Isa> {

@@ -1,11 +1,20 @@
 //! Matrices in panels of 16 output rows, interleaved so that one vector lane is one output row.
 //!
-//! A panel of a quantised type holds, per 32 of k: `scale[16]` and (Q4_1) `min[16]` as f16 bits, and 256 bytes of nibbles or 512 bytes.
-//! Quants are groups of four of k: word `[g][lane]` holds k = 4g..4g+4 of that row, unsigned (Q8_0 + 128). A nibble word `[g][lane]`, g < 4, holds
-//! groups g (low) and g + 4 (high). A panel of floats is `[k][16]` of f32.
+//! A panel of a quantised type holds, per group of 32 of k, scales of 16 rows and quants of 16 rows. Quants are unsigned, in groups of four of k: word
+//! `[i][lane]` holds k = 4i..4i+4 of that row, one in each byte.
+//! - Bytes (Q8_0, 128 added): words i = 0..8.
+//! - Nibbles: word i < 4 holds words i (low nibbles) and i + 4 (high).
+//! - Fifth bits (Q5) lie before the nibbles: one word per lane, in whose byte j bit i is that of k = 4i + j.
+//! - Fifth and sixth bits (Q6_K), before the nibbles: word `[i / 4][lane]`, in whose byte j bits 2(i % 4).. are those of k = 4i + j.
+//!
+//! Scales are as exact as the file's: f16 `scale[16]`, then `min[16]` where the type has one. K types have super-blocks of eight groups, each headed by
+//! f16 `scale[16]` and `min[16]` and then, per group, two bytes per row, `[2][16]`: the factors of scale and minimum (Q4_K, Q5_K), or of the scale in
+//! either half of the group (Q6_K). Nothing is rounded.
+//!
+//! A panel of floats is `[k][16]` of f32.
 #![allow(unsafe_code)]
 
-use baton_gguf::{Tensor, TensorType};
+use baton_gguf::{QuantGroup, Tensor, TensorType, unpack};
 use half::{bf16, f16};
 
 use super::{
@@ -20,16 +29,21 @@ use super::{
 pub(super) enum PanelKind {
     Q4_0,
     Q4_1,
+    Q5_0,
+    Q5_1,
     Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
     F32,
 }
 
 /// Where things lie in a panel, bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PanelShape {
-    /// From one group's scales to the next's; minimums follow their scales.
+    /// From one group's scales to the next's, or one super-block's to the next's.
     pub(super) scale_stride: usize,
-    /// First quants.
+    /// First quants, of the panel or of a super-block.
     pub(super) quants: usize,
     /// From one group's quants to the next's.
     pub(super) quants_stride: usize,
@@ -37,21 +51,72 @@ pub(super) struct PanelShape {
     pub(super) bytes: usize,
 }
 
-const SCALE_BYTES: usize = LANES * 2;
+/// f16 of every lane.
+pub(super) const SCALE_BYTES: usize = LANES * 2;
+/// Groups of a super-block.
+pub(super) const SUPER_GROUPS: usize = 8;
+/// Of a super-block: the first group's factors.
+pub(super) const FACTORS: usize = 2 * SCALE_BYTES;
+/// From one group's factors to the next's.
+pub(super) const FACTORS_STRIDE: usize = 2 * LANES;
+/// Of a super-block: the first group's quants. Five cache lines.
+const SUPER_HEADER: usize = FACTORS + SUPER_GROUPS * FACTORS_STRIDE;
+/// Fifth bits of a group's quants.
+const FIFTH_BYTES: usize = LANES * 4;
+
+impl PanelShape {
+    /// Where group `g` has its scales (of a super-block: those of the block) and its quants.
+    #[inline(always)]
+    pub(super) fn group(&self, kind: PanelKind, g: usize) -> (usize, usize) {
+        if kind.super_blocks() {
+            let start = g / SUPER_GROUPS * self.scale_stride;
+            (start, start + self.quants + g % SUPER_GROUPS * self.quants_stride)
+        } else {
+            (g * self.scale_stride, self.quants + g * self.quants_stride)
+        }
+    }
+}
 
 impl PanelKind {
     fn of(dtype: TensorType) -> Option<Self> {
         Some(match dtype {
             TensorType::Q4_0 => Self::Q4_0,
             TensorType::Q4_1 => Self::Q4_1,
+            TensorType::Q5_0 => Self::Q5_0,
+            TensorType::Q5_1 => Self::Q5_1,
             TensorType::Q8_0 => Self::Q8_0,
+            TensorType::Q4K => Self::Q4K,
+            TensorType::Q5K => Self::Q5K,
+            TensorType::Q6K => Self::Q6K,
             TensorType::F32 | TensorType::F16 | TensorType::Bf16 => Self::F32,
-            _ => return None,
+            TensorType::Other(_) => return None,
         })
     }
 
     pub(super) fn quantised(self) -> bool {
         self != Self::F32
+    }
+
+    /// Whether groups lie in super-blocks of eight.
+    #[inline(always)]
+    pub(super) const fn super_blocks(self) -> bool {
+        matches!(self, Self::Q4K | Self::Q5K | Self::Q6K)
+    }
+
+    /// Bytes of a group's bits above its nibbles, which they precede.
+    #[inline(always)]
+    pub(super) const fn high_bytes(self) -> usize {
+        match self {
+            Self::Q5_0 | Self::Q5_1 | Self::Q5K => FIFTH_BYTES,
+            Self::Q6K => 2 * FIFTH_BYTES,
+            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 | Self::Q4K | Self::F32 => 0,
+        }
+    }
+
+    /// Whether a minimum is added to a row's scaled quants (subtracted, in super-blocks).
+    #[inline(always)]
+    pub(super) const fn has_min(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K)
     }
 
     /// The panel of `k` columns. Every group of quants starts on a cache line.
@@ -66,15 +131,30 @@ impl PanelKind {
                 bytes: quants + groups * quants_stride,
             }
         };
+        let together = |quants_stride: usize| PanelShape {
+            scale_stride: 64 + quants_stride,
+            quants: 64,
+            quants_stride: 64 + quants_stride,
+            bytes: groups * (64 + quants_stride),
+        };
+        let in_super_blocks = |quants_stride: usize| {
+            let block = SUPER_HEADER + SUPER_GROUPS * quants_stride;
+            PanelShape {
+                scale_stride: block,
+                quants: SUPER_HEADER,
+                quants_stride,
+                bytes: groups / SUPER_GROUPS * block,
+            }
+        };
         match self {
             Self::Q4_0 => apart(256),
+            Self::Q5_0 => apart(FIFTH_BYTES + 256),
             Self::Q8_0 => apart(512),
-            Self::Q4_1 => PanelShape {
-                scale_stride: 320,
-                quants: 64,
-                quants_stride: 320,
-                bytes: groups * 320,
-            },
+            Self::Q4_1 => together(256),
+            Self::Q5_1 => together(FIFTH_BYTES + 256),
+            Self::Q4K => in_super_blocks(256),
+            Self::Q5K => in_super_blocks(FIFTH_BYTES + 256),
+            Self::Q6K => in_super_blocks(2 * FIFTH_BYTES + 256),
             Self::F32 => PanelShape {
                 scale_stride: 0,
                 quants: 0,
@@ -182,22 +262,50 @@ impl Segment {
             return;
         }
         for (group, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-            let halves = bytes[group * shape.scale_stride..].as_chunks::<2>().0;
-            let scale = f16::from_le_bytes(halves[lane]).to_f32();
-            let words = bytes[shape.quants + group * shape.quants_stride..].as_chunks::<4>().0;
+            let (scales, quants) = shape.group(self.kind, group);
+            let half =
+                |at: usize| f16::from_le_bytes([bytes[scales + at + lane * 2], bytes[scales + at + lane * 2 + 1]]);
+            let (scale, min) = (
+                half(0).to_f32(),
+                if self.kind.has_min() {
+                    half(SCALE_BYTES).to_f32()
+                } else {
+                    0.0
+                },
+            );
+            let factor = |i: usize| {
+                f32::from(bytes[scales + FACTORS + group % SUPER_GROUPS * FACTORS_STRIDE + i * LANES + lane] as i8)
+            };
             for (k, out) in out.iter_mut().enumerate() {
-                let nibble = || {
-                    let byte = words[(k / 4 % 4) * LANES + lane][k % 4];
-                    f32::from(if k < GROUP / 2 { byte & 15 } else { byte >> 4 })
-                };
+                let quant = f32::from(quant(self.kind, &bytes[quants..], lane, k));
                 *out = match self.kind {
-                    PanelKind::Q4_0 => (nibble() - 8.0) * scale,
-                    PanelKind::Q4_1 => nibble() * scale + f16::from_le_bytes(halves[LANES + lane]).to_f32(),
-                    PanelKind::Q8_0 => (f32::from(words[(k / 4) * LANES + lane][k % 4]) - 128.0) * scale,
+                    PanelKind::Q4_0 => (quant - 8.0) * scale,
+                    PanelKind::Q5_0 => (quant - 16.0) * scale,
+                    PanelKind::Q8_0 => (quant - 128.0) * scale,
+                    PanelKind::Q4_1 | PanelKind::Q5_1 => quant * scale + min,
+                    PanelKind::Q4K | PanelKind::Q5K => quant * (scale * factor(0)) - min * factor(1),
+                    PanelKind::Q6K => (quant - 32.0) * (scale * factor(k / (GROUP / 2))),
                     PanelKind::F32 => unreachable!("returned above"),
                 };
             }
         }
+    }
+}
+
+/// Quant `k` (of 32) of a lane, unsigned, from a group's quants.
+#[inline(always)]
+pub(super) fn quant(kind: PanelKind, quants: &[u8], lane: usize, k: usize) -> u8 {
+    let (word, byte) = (k / 4, k % 4);
+    let at = |word: usize| (word * LANES + lane) * 4 + byte;
+    if kind == PanelKind::Q8_0 {
+        return quants[at(word)];
+    }
+    let pair = quants[kind.high_bytes() + at(word % 4)];
+    let nibble = if k < GROUP / 2 { pair & 15 } else { pair >> 4 };
+    match kind {
+        PanelKind::Q5_0 | PanelKind::Q5_1 | PanelKind::Q5K => nibble | (quants[at(0)] >> word & 1) << 4,
+        PanelKind::Q6K => nibble | (quants[at(word / 4)] >> (2 * (word % 4)) & 3) << 4,
+        _ => nibble,
     }
 }
 
@@ -231,7 +339,7 @@ fn repack_segment(tensor: &Tensor<'_>) -> Result<Segment, LoadError> {
     for (panel, out) in bytes.as_mut_slice().chunks_exact_mut(shape.bytes).enumerate() {
         for lane in 0..LANES.min(tensor.rows - panel * LANES) {
             let row = &tensor.bytes[(panel * LANES + lane) * row_bytes..][..row_bytes];
-            repack_row(tensor.dtype, shape, row, lane, out);
+            repack_row(tensor.dtype, kind, shape, row, lane, out);
         }
     }
     Ok(Segment {
@@ -242,7 +350,7 @@ fn repack_segment(tensor: &Tensor<'_>) -> Result<Segment, LoadError> {
     })
 }
 
-fn repack_row(dtype: TensorType, shape: PanelShape, row: &[u8], lane: usize, out: &mut [u8]) {
+fn repack_row(dtype: TensorType, kind: PanelKind, shape: PanelShape, row: &[u8], lane: usize, out: &mut [u8]) {
     match dtype {
         TensorType::F32 => floats(row, lane, out, f32::from_le_bytes),
         TensorType::F16 => floats(row, lane, out, |b| f16::from_le_bytes(b).to_f32()),
@@ -250,7 +358,37 @@ fn repack_row(dtype: TensorType, shape: PanelShape, row: &[u8], lane: usize, out
         TensorType::Q4_0 => blocks::<18>(shape, row, lane, out, 1, 0),
         TensorType::Q4_1 => blocks::<20>(shape, row, lane, out, 2, 0),
         TensorType::Q8_0 => blocks::<34>(shape, row, lane, out, 1, 0x80),
-        _ => unreachable!("PanelKind::of refused it"),
+        dtype => {
+            let known = unpack(dtype, row, |index, group| {
+                put_group(kind, shape, index, group, lane, out)
+            });
+            debug_assert!(known, "PanelKind::of refused it");
+        }
+    }
+}
+
+/// A lane's 32 numbers of group `index`.
+fn put_group(kind: PanelKind, shape: PanelShape, index: usize, group: &QuantGroup, lane: usize, out: &mut [u8]) {
+    let (scales, quants) = shape.group(kind, index);
+    out[scales + lane * 2..][..2].copy_from_slice(&group.scale.to_le_bytes());
+    if kind.has_min() {
+        out[scales + SCALE_BYTES + lane * 2..][..2].copy_from_slice(&group.min.to_le_bytes());
+    }
+    if kind.super_blocks() {
+        for (i, factor) in group.factors.into_iter().enumerate() {
+            out[scales + FACTORS + index % SUPER_GROUPS * FACTORS_STRIDE + i * LANES + lane] = factor as u8;
+        }
+    }
+    let high_bytes = kind.high_bytes();
+    for (k, &quant) in group.quants.iter().enumerate() {
+        let (word, byte) = (k / 4, k % 4);
+        let at = |word: usize| quants + (word * LANES + lane) * 4 + byte;
+        out[high_bytes + at(word % 4)] |= (quant & 15) << if k < GROUP / 2 { 0 } else { 4 };
+        match high_bytes {
+            0 => {}
+            FIFTH_BYTES => out[at(0)] |= (quant >> 4) << word,
+            _ => out[at(word / 4)] |= (quant >> 4) << (2 * (word % 4)),
+        }
     }
 }
 

@@ -1,12 +1,8 @@
 //! Matrices as plain arrays, with the numerics contract's int8 activations.
 
-use baton_gguf::{Tensor, TensorType, dequantize};
-use half::f16;
+use baton_gguf::{GROUP, QuantGroup, Tensor, TensorType, dequantize, unpack};
 
 use crate::ConfigError;
-
-/// Numbers that share a scale.
-const GROUP: usize = 32;
 
 /// A matrix `[n, k]`.
 pub(super) struct Matrix {
@@ -16,7 +12,7 @@ pub(super) struct Matrix {
 
 enum Numbers {
     Floats(Vec<f32>),
-    /// `quants [n, k]`, `groups [n, k / 32]`: a number is `scale · quant + min`.
+    /// `quants [n, k]`, `groups [n, k / 32]`: a number is `scale · quant + min`, or `scale · factor of its half · quant`.
     Quantised {
         quants: Vec<i8>,
         groups: Vec<WeightGroup>,
@@ -28,37 +24,41 @@ struct WeightGroup {
     scale: f32,
     /// Only of types that have one.
     min: Option<f32>,
+    /// Only of Q6_K: integers for either half of the group.
+    factors: Option<[i32; 2]>,
+}
+
+impl WeightGroup {
+    /// From the file's f16 and integers; every product is exact.
+    fn of(dtype: TensorType, group: &QuantGroup) -> Self {
+        let (scale, min) = (group.scale.to_f32(), group.min.to_f32());
+        let [first, second] = group.factors.map(f32::from);
+        let (scale, min) = match dtype {
+            TensorType::Q4_1 | TensorType::Q5_1 => (scale, Some(min)),
+            TensorType::Q4K | TensorType::Q5K => (scale * first, Some(-(min * second))),
+            _ => (scale, None),
+        };
+        Self {
+            scale,
+            min,
+            factors: (dtype == TensorType::Q6K).then(|| group.factors.map(i32::from)),
+        }
+    }
 }
 
 impl Matrix {
     pub(super) fn read(tensor: &Tensor<'_>) -> Result<Self, ConfigError> {
         let k = tensor.columns;
-        let block = match tensor.dtype {
-            TensorType::Q4_0 => 18,
-            TensorType::Q4_1 => 20,
-            TensorType::Q8_0 => 34,
-            _ => return Self::floats(tensor),
+        let Some(offset) = tensor.dtype.quant_offset() else {
+            return Self::floats(tensor);
         };
         let mut quants = Vec::with_capacity(tensor.rows * k);
         let mut groups = Vec::with_capacity(tensor.rows * k / GROUP);
-        for bytes in tensor.bytes.chunks_exact(block) {
-            let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
-            let min = (tensor.dtype == TensorType::Q4_1).then(|| half(2));
-            groups.push(WeightGroup { scale: half(0), min });
-            // The first 16 numbers are the low nibbles, the other 16 the high ones.
-            let nibbles = |bytes: &[u8]| -> Vec<u8> {
-                bytes
-                    .iter()
-                    .map(|byte| byte & 15)
-                    .chain(bytes.iter().map(|byte| byte >> 4))
-                    .collect()
-            };
-            match tensor.dtype {
-                TensorType::Q4_0 => quants.extend(nibbles(&bytes[2..]).iter().map(|&nibble| nibble as i8 - 8)),
-                TensorType::Q4_1 => quants.extend(nibbles(&bytes[4..]).iter().map(|&nibble| nibble as i8)),
-                _ => quants.extend(bytes[2..].iter().map(|&byte| byte as i8)),
-            }
-        }
+        // Rows are whole blocks, so that a tensor's groups are its rows' groups.
+        unpack(tensor.dtype, tensor.bytes, |_, group| {
+            quants.extend(group.quants.map(|quant| (i32::from(quant) - offset) as i8));
+            groups.push(WeightGroup::of(tensor.dtype, group));
+        });
         Ok(Self {
             k,
             numbers: Numbers::Quantised { quants, groups },
@@ -85,7 +85,8 @@ impl Matrix {
                 let groups = &groups[index * self.k / GROUP..];
                 let number = |(i, &quant): (usize, &i8)| {
                     let group = groups[i / GROUP];
-                    let scaled = f32::from(quant) * group.scale;
+                    let factor = group.factors.map_or(1, |factors| factors[i % GROUP / (GROUP / 2)]);
+                    let scaled = f32::from(quant) * (group.scale * factor as f32);
                     group.min.map_or(scaled, |min| scaled + min)
                 };
                 quants[range].iter().enumerate().map(number).collect()
@@ -116,9 +117,11 @@ impl Matrix {
 fn product(quants: &[i8], groups: &[WeightGroup], x: &[Activations]) -> f32 {
     let mut sum = 0.0f32;
     for ((quants, group), x) in quants.as_chunks::<GROUP>().0.iter().zip(groups).zip(x) {
+        let [first, second] = group.factors.unwrap_or([1, 1]);
         let mut dot = 0i32;
-        for (&quant, &x) in quants.iter().zip(&x.quants) {
-            dot += i32::from(quant) * i32::from(x);
+        for (i, (&quant, &x)) in quants.iter().zip(&x.quants).enumerate() {
+            let factor = if i < GROUP / 2 { first } else { second };
+            dot += factor * i32::from(quant) * i32::from(x);
         }
         sum = (group.scale * x.scale).mul_add(dot as f32, sum);
         if let Some(min) = group.min {

@@ -23,7 +23,7 @@ fn naive(model: &NaiveModel, request: &Request) -> Vec<Drawn> {
 
 #[test]
 fn tiny_models_of_every_type_agree() {
-    use TensorType::{F16, F32, Q4_0, Q4_1, Q8_0};
+    use TensorType::{Bf16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
     let base = Tiny::default();
     let models = [
         Tiny::of(&[Q4_1]),
@@ -31,6 +31,13 @@ fn tiny_models_of_every_type_agree() {
         Tiny::of(&[Q8_0]),
         Tiny::of(&[F32]),
         Tiny::of(&[F16]),
+        Tiny::of(&[Bf16]),
+        Tiny::of(&[Q5_0]),
+        Tiny::of(&[Q5_1]),
+        Tiny::of(&[Q4K]),
+        Tiny::of(&[Q5K]),
+        Tiny::of(&[Q6K]),
+        Tiny::of(&[Q4K, Q6K, Q5_0, Q5K, Bf16, Q8_0]),
         Tiny::of(&[Q8_0, Q4_1, F32, Q4_0, F16]),
         Tiny {
             tied: false,

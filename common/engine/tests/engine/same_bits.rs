@@ -163,6 +163,12 @@ fn storage_types() -> impl Strategy<Value = Vec<TensorType>> {
         TensorType::Q4_1,
         TensorType::Q4_0,
         TensorType::Q8_0,
+        TensorType::Q5_0,
+        TensorType::Q5_1,
+        TensorType::Q4K,
+        TensorType::Q5K,
+        TensorType::Q6K,
+        TensorType::Bf16,
         TensorType::F16,
         TensorType::F32,
     ];

@@ -386,15 +386,15 @@ fn rope_and_attention_are_the_textbook_s() {
 #[test]
 fn a_linear_row_is_the_same_alone_and_in_any_batch() {
     for dtype in TYPES {
-        let weight = OwnedTensor::random(dtype, 200, 192, 1);
+        let weight = OwnedTensor::random(dtype, 200, 256, 1);
         let mut results: Vec<Vec<Vec<u32>>> = Vec::new();
         for isa in isas() {
             for threads in [1, 3] {
                 let mut builder = CpuBackendBuilder::new(config(isa, threads)).unwrap();
-                let table = OwnedTensor::random(TensorType::F32, VOCABULARY, 192, 2);
+                let table = OwnedTensor::random(TensorType::F32, VOCABULARY, 256, 2);
                 let table = builder.embedding(table.tensor()).unwrap();
                 let weight = builder.matrix(&[weight.tensor()]).unwrap();
-                let (x, out) = (builder.buffer(192, MAX_ROWS), builder.buffer(200, MAX_ROWS));
+                let (x, out) = (builder.buffer(256, MAX_ROWS), builder.buffer(200, MAX_ROWS));
                 let mut backend = builder.build().unwrap();
                 let tokens = tokens(6, MAX_ROWS);
                 let mut all = Vec::new();

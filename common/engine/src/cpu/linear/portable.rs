@@ -3,19 +3,19 @@
 
 use half::f16;
 
-use super::{Q4_0, Q4_1, Q8_0, Tile, TileFn, by_rows};
-use crate::cpu::{math::LANES, rows::GROUP, weight::PanelKind};
+use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, kind, offset};
+use crate::cpu::{
+    math::LANES,
+    rows::GROUP,
+    weight::{FACTORS, FACTORS_STRIDE, PanelKind, SCALE_BYTES, SUPER_GROUPS, quant},
+};
 
 pub(super) fn tile_fn(kind: PanelKind, rows: usize) -> TileFn {
-    match kind {
-        PanelKind::Q4_0 => by_rows!(rows, quantised, Q4_0),
-        PanelKind::Q4_1 => by_rows!(rows, quantised, Q4_1),
-        PanelKind::Q8_0 => by_rows!(rows, quantised, Q8_0),
-        PanelKind::F32 => by_rows!(rows, float),
-    }
+    by_kind!(kind, rows)
 }
 
 unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
+    let kind = const { kind(KIND) };
     let groups = tile.k / GROUP;
     // SAFETY: the caller's promise (`TileFn`): a panel of `shape.bytes`, R rows of k bytes and their groups, 16 outputs per row.
     unsafe {
@@ -25,29 +25,39 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
             let activations = std::slice::from_raw_parts(tile.groups.add(r * tile.groups_stride), groups);
             let mut acc = [0.0f32; LANES];
             for (g, (bytes, activation)) in bytes.as_chunks::<GROUP>().0.iter().zip(activations).enumerate() {
-                let halves = panel[g * tile.shape.scale_stride..].as_chunks::<2>().0;
-                let words = panel[tile.shape.quants + g * tile.shape.quants_stride..]
-                    .as_chunks::<4>()
-                    .0;
+                let (scales, quants) = tile.shape.group(kind, g);
+                let (scales, quants) = (&panel[scales..], &panel[quants..]);
+                let half = |at: usize| f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
                 for (lane, acc) in acc.iter_mut().enumerate() {
-                    let mut dot = match KIND {
-                        Q4_0 => activation.minus_8,
-                        Q4_1 => 0,
-                        _ => activation.minus_128,
+                    let factor =
+                        |i: usize| scales[FACTORS + g % SUPER_GROUPS * FACTORS_STRIDE + i * LANES + lane] as i8;
+                    let dot = |range: std::ops::Range<usize>, start: i32| {
+                        range.fold(start, |dot, k| {
+                            dot.wrapping_add(i32::from(quant(kind, quants, lane, k)) * i32::from(bytes[k]))
+                        })
                     };
-                    for (k, &byte) in bytes.iter().enumerate() {
-                        let weight = if KIND == Q8_0 {
-                            words[k / 4 * LANES + lane][k % 4]
-                        } else {
-                            let pair = words[k / 4 % 4 * LANES + lane][k % 4];
-                            if k < GROUP / 2 { pair & 15 } else { pair >> 4 }
-                        };
-                        dot = dot.wrapping_add(i32::from(weight) * i32::from(byte));
+                    let mut scale = half(lane * 2);
+                    let mut min = if kind.has_min() {
+                        half(SCALE_BYTES + lane * 2)
+                    } else {
+                        0.0
+                    };
+                    if matches!(kind, PanelKind::Q4K | PanelKind::Q5K) {
+                        scale *= f32::from(factor(0));
+                        min *= -f32::from(factor(1));
                     }
-                    let scale = f16::from_le_bytes(halves[lane]).to_f32() * activation.scale;
-                    *acc = scale.mul_add(dot as f32, *acc);
-                    if KIND == Q4_1 {
-                        let min = f16::from_le_bytes(halves[LANES + lane]).to_f32();
+                    let dot = if kind == PanelKind::Q6K {
+                        let part = |i: usize| {
+                            let range = i * GROUP / 2..(i + 1) * GROUP / 2;
+                            let sum: i32 = bytes[range.clone()].iter().map(|&byte| i32::from(byte)).sum();
+                            i32::from(factor(i)) * dot(range, -32 * sum)
+                        };
+                        part(0) + part(1)
+                    } else {
+                        dot(0..GROUP, offset(kind, activation))
+                    };
+                    *acc = (scale * activation.scale).mul_add(dot as f32, *acc);
+                    if kind.has_min() {
                         *acc = min.mul_add(activation.scaled_sum, *acc);
                     }
                 }

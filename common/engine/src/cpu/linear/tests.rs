@@ -1,9 +1,11 @@
 use super::*;
+use baton_gguf::TensorType;
+
 use crate::cpu::{
     alloc::Aligned,
     math::LANES,
     rows::{GROUP, quantise},
-    testing::{OwnedTensor, Random, TYPES, bits, isas},
+    testing::{OwnedTensor, Random, TYPES, bits, isas, whole_blocks},
     weight::Matrix,
 };
 
@@ -61,7 +63,7 @@ fn multiply(isa: Isa, matrix: &Matrix, rows: &Rows, first: usize, count: usize) 
 #[test]
 fn every_isa_and_row_count_gives_the_oracle_s_bits() {
     for dtype in TYPES {
-        let quantised = dtype.block().unwrap().0 == GROUP;
+        let quantised = dtype.block().unwrap().0 > 1;
         for (n, k) in [
             (1, 32),
             (16, 64),
@@ -69,6 +71,15 @@ fn every_isa_and_row_count_gives_the_oracle_s_bits() {
             (33, 1056),
             (16, if quantised { 32 } else { 13 }),
         ] {
+            // Blocks of 256: some are enough.
+            let k = whole_blocks(
+                dtype,
+                if dtype.block().unwrap().0 > GROUP {
+                    k.min(160)
+                } else {
+                    k
+                },
+            );
             let tensor = OwnedTensor::random(dtype, n, k, 3);
             let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
             let rows = rows(TILE_ROWS, k);
@@ -92,10 +103,59 @@ fn every_isa_and_row_count_gives_the_oracle_s_bits() {
     }
 }
 
+/// 16-bit sums hold the largest quants times the largest activations, all of one sign.
+#[test]
+fn extremes_saturate_nowhere() {
+    for dtype in TYPES.into_iter().filter(|dtype| dtype.quant_offset().is_some()) {
+        for byte in [0xff, 0x80, 0x00] {
+            let k = whole_blocks(dtype, 64);
+            let mut tensor = OwnedTensor::random(dtype, LANES, k, 5);
+            let (_, block) = dtype.block().unwrap();
+            for block in tensor.bytes.chunks_exact_mut(block) {
+                let scales = if dtype == TensorType::Q6K { 208..210 } else { 0..2 };
+                let kept = [block[scales.start], block[scales.start + 1]];
+                block.fill(byte);
+                block[scales].copy_from_slice(&kept);
+                if matches!(
+                    dtype,
+                    TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K
+                ) {
+                    block[2..4].fill(0x11);
+                }
+            }
+            let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+            for sign in [1.0, -1.0] {
+                let x = vec![vec![sign; k]];
+                let mut bytes = vec![0; k];
+                let mut groups = Aligned::zeroed(k / GROUP).unwrap();
+                quantise(Isa::Portable, &x[0], &mut bytes, groups.as_mut_slice());
+                assert!(bytes.iter().all(|byte| byte.unsigned_abs() == 127));
+                let rows = Rows { x, bytes, groups };
+                let oracle = multiply(Isa::Portable, &matrix, &rows, 0, 1);
+                let wanted: f64 = tensor.row(3).iter().map(|&weight| f64::from(weight * sign)).sum();
+                assert!(
+                    (f64::from(oracle[0][3]) - wanted).abs() <= 1e-4 * wanted.abs().max(1.0),
+                    "{dtype} {byte:x}"
+                );
+                for isa in isas() {
+                    assert_eq!(
+                        bits(&multiply(isa, &matrix, &rows, 0, 1)[0]),
+                        bits(&oracle[0]),
+                        "{isa} {dtype}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_oracle_is_the_product() {
     for dtype in TYPES {
-        let (n, k) = (24, 576);
+        let (n, k) = (
+            24,
+            whole_blocks(dtype, if dtype.block().unwrap().0 > GROUP { 96 } else { 576 }),
+        );
         let tensor = OwnedTensor::random(dtype, n, k, 9);
         let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
         let rows = rows(2, k);

@@ -1,13 +1,14 @@
 use super::*;
-use crate::cpu::testing::{OwnedTensor, TYPES, bits};
+use crate::cpu::testing::{OwnedTensor, TYPES, bits, whole_blocks};
 
 #[test]
 fn rows_are_what_the_format_says() {
     for dtype in TYPES {
-        let tensor = OwnedTensor::random(dtype, 37, 96, 1);
+        let columns = whole_blocks(dtype, 96);
+        let tensor = OwnedTensor::random(dtype, 37, columns, 1);
         let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
         for row in 0..tensor.rows {
-            let mut out = vec![0.0; 96];
+            let mut out = vec![0.0; columns];
             matrix.row(row, &mut out);
             assert_eq!(bits(&out), bits(&tensor.row(row)), "{dtype} row {row}");
         }
@@ -60,7 +61,7 @@ fn impossible_shapes_and_types_are_refused() {
     }])));
     assert!(matches!(
         refused(&[Tensor {
-            dtype: TensorType::Q6K,
+            dtype: TensorType::Other(99),
             ..good.tensor()
         }]),
         LoadError::Type { .. }

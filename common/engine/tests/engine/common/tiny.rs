@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use baton_gguf::{GgufWriter, TensorType};
-use half::f16;
+use half::{bf16, f16};
 
 /// Shape of a tiny model.
 #[derive(Clone, Debug)]
@@ -67,10 +67,25 @@ impl Random {
 }
 
 impl Tiny {
+    /// Wide enough for whole blocks of every type.
     pub(crate) fn of(types: &[TensorType]) -> Self {
-        Self {
+        let base = Self {
             types: types.to_vec(),
             ..Self::default()
+        };
+        if types
+            .iter()
+            .all(|dtype| dtype.block().is_some_and(|(numbers, _)| numbers <= 32))
+        {
+            return base;
+        }
+        Self {
+            embedding: 256,
+            feed_forward: 256,
+            heads: 8,
+            head_dim: 32,
+            rope_dim: 32,
+            ..base
         }
     }
 
@@ -171,19 +186,28 @@ fn numbers(random: &mut Random, dtype: TensorType, count: usize) -> Vec<u8> {
     match dtype {
         TensorType::F32 => (0..count).for_each(|_| bytes.extend((0.3 * random.unit()).to_le_bytes())),
         TensorType::F16 => (0..count).for_each(|_| bytes.extend(half(0.3 * random.unit()))),
+        TensorType::Bf16 => (0..count).for_each(|_| bytes.extend(bf16::from_f32(0.3 * random.unit()).to_le_bytes())),
         _ => {
-            let (scale, min, quants) = match dtype {
-                TensorType::Q4_0 => (0.03, None, 16),
-                TensorType::Q4_1 => (0.03, Some(-0.22), 16),
-                TensorType::Q8_0 => (0.002, None, 32),
+            // Where scale and minimum lie in a block, and how large they are.
+            let (scale, min) = match dtype {
+                TensorType::Q4_0 => ((0, 0.03), None),
+                TensorType::Q4_1 => ((0, 0.03), Some((2, -0.22))),
+                TensorType::Q5_0 => ((0, 0.015), None),
+                TensorType::Q5_1 => ((0, 0.015), Some((2, -0.22))),
+                TensorType::Q8_0 => ((0, 0.002), None),
+                // Multiplied by random integers of six bits, or seven and a sign.
+                TensorType::Q4K => ((0, 0.001), Some((2, 0.007))),
+                TensorType::Q5K => ((0, 0.0005), Some((2, 0.007))),
+                TensorType::Q6K => ((208, 0.0001), None),
                 other => unreachable!("{other} is not written"),
             };
-            for _ in 0..count / 32 {
-                bytes.extend(half(scale * (1.2 + random.unit())));
-                if let Some(min) = min {
-                    bytes.extend(half(min * (1.2 + random.unit())));
+            let (numbers, block) = dtype.block().unwrap();
+            for _ in 0..count / numbers {
+                let start = bytes.len();
+                bytes.extend((0..block).map(|_| random.next() as u8));
+                for (at, size) in [Some(scale), min].into_iter().flatten() {
+                    bytes[start + at..][..2].copy_from_slice(&half(size * (1.2 + random.unit())));
                 }
-                bytes.extend((0..quants).map(|_| random.next() as u8));
             }
         }
     }
