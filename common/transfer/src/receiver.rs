@@ -270,9 +270,18 @@ impl Receiver {
 
     /// FINAL has come. Returns the checksums to take if every piece has landed. A second FINAL that says the same changes nothing.
     pub fn finished(&mut self, stream: StreamId, claims: &FinalClaims, now: Time) -> Result<Option<Verify>, Reject> {
-        let (layout, lease_ms) = (self.config.layout, self.config.lease_ms);
+        let ReceiverConfig {
+            layout,
+            lease_ms,
+            vocabulary,
+            ..
+        } = self.config;
         let (handoff, row) = self.filling(stream, now)?;
         row.check_manifest(claims, &layout)?;
+        // It would be an engine's input in the next step.
+        if claims.first_token as usize >= vocabulary {
+            return Err(Reject::Malformed);
+        }
         if let Some(known) = &row.claims {
             return if known == claims {
                 Ok(None)

@@ -19,6 +19,7 @@ pub(crate) const LAYOUT: KvLayout = KvLayout {
 pub(crate) const IDENTITY: KvIdentity = KvIdentity([7; 32]);
 pub(crate) const EPOCH: Epoch = Epoch(11);
 pub(crate) const ROOT: BlockName = BlockName([3; 32]);
+pub(crate) const VOCABULARY: usize = 1_000;
 pub(crate) const LEASE_MS: u64 = 1_000;
 pub(crate) const DRAIN_MS: u64 = 200;
 pub(crate) const DEADLINE: Time = Time(60_000_000);
@@ -30,6 +31,7 @@ pub(crate) fn config() -> ReceiverConfig {
         epoch: EPOCH,
         identity: IDENTITY,
         layout: LAYOUT,
+        vocabulary: VOCABULARY,
         lease_ms: LEASE_MS,
         drain_ms: DRAIN_MS,
         max_handoffs: 4,

@@ -116,6 +116,7 @@ impl Worker {
             epoch: facts.epoch,
             identity: facts.identity,
             layout,
+            vocabulary: facts.model.vocabulary,
             lease_ms: config.lease_ms,
             drain_ms: config.drain_ms,
             max_handoffs: config.max_handoffs,

@@ -3,7 +3,7 @@ use baton_kv::{Attempt, Checksum, Epoch, Generation, HandoffId, KvIdentity, Requ
 use super::*;
 use crate::{
     Capability, ManifestEntry,
-    testing::{DEADLINE, DRAIN_MS, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, config, reserve},
+    testing::{DEADLINE, DRAIN_MS, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, VOCABULARY, config, reserve},
 };
 
 const STREAM: StreamId = StreamId(1);
@@ -390,6 +390,21 @@ fn each_wrong_manifest_is_refused_and_changes_nothing() {
     check(|manifest| manifest[0].name = manifest[1].name);
     check(|manifest| manifest[2].name = manifest[1].name);
     check(|manifest| manifest[2].valid_tokens = 2);
+}
+
+#[test]
+fn a_first_token_beyond_the_vocabulary_is_refused() {
+    let (mut node, ticket) = Node::filling();
+    node.send_all(&ticket);
+    let with = |first_token| FinalClaims {
+        first_token,
+        ..last(&ticket)
+    };
+    let first_beyond = with(VOCABULARY as TokenId);
+    let finished = node.receiver.finished(STREAM, &first_beyond, node.now);
+    assert_eq!(finished, Err(Reject::Malformed));
+    let highest = with(VOCABULARY as TokenId - 1);
+    assert!(node.receiver.finished(STREAM, &highest, node.now).unwrap().is_some());
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub struct ReceiverConfig {
     pub identity: KvIdentity,
     /// The pool's shape.
     pub layout: KvLayout,
+    /// Tokens are below it.
+    pub vocabulary: usize,
     /// See [`crate::limits::LEASE_MS`].
     pub lease_ms: u64,
     /// See [`crate::limits::DRAIN_MS`].
