@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use baton_kv::TokenId;
-use baton_node::{clock, telemetry};
+use baton_node::{clock, limits, telemetry};
 use baton_proto::node::v1::{self as pb, prefill_event::Event};
 use baton_transfer::{
     Ticket,
-    grpc::{PushFeed, PushJob, PushReport, Pusher, push_feed},
+    grpc::{PushError, PushFeed, PushJob, PushReport, Pusher, push_feed},
 };
 use baton_worker::{Events, SequenceStream, SequenceTimings, Update, Work, Worker};
 use tonic::{Status, metadata::MetadataMap};
@@ -59,17 +59,25 @@ impl Leg {
         let computed = tokio::select! {
             computed = compute(&mut stream, &feed, &events) => computed?,
             failed = &mut push => return Err(match failed {
-                Err(error) => push_status(&error),
+                Err(error) => push_failed(&worker, &error),
                 Ok(_) => baton_node::status::internal("a push ended before its first token"),
             }),
         };
         if let Some(ended) = end_reason(&work, computed.token) {
-            // Nothing is handed over; dropping the push closes its stream.
+            drop(stream);
             events.send(event(Event::Done(done(&computed, ended, None)))).await;
+            // Nothing is handed over: the router closes both legs. A push that closed before would look like a lost peer to the decode node.
+            tokio::select! {
+                () = events.closed() => {}
+                _ = push => {}
+                () = tokio::time::sleep(limits::CALL_TIMEOUT) => {}
+            }
             return Ok(());
         }
         feed.first_token(computed.token, computed.logprob);
-        let report = push.await.map_err(|error| push_status(&error))?;
+        let report = push.await.map_err(|error| push_failed(&worker, &error))?;
+        // Its blocks are not needed any more, however long the router takes to hear of it.
+        drop(stream);
         worker
             .metrics()
             .sent(report.kv_bytes, Duration::from_secs_f64(report.transfer_ms / 1_000.0));
@@ -82,6 +90,12 @@ impl Leg {
             .await;
         Ok(())
     }
+}
+
+/// Counts it, and says it to the router.
+fn push_failed(worker: &Worker, error: &PushError) -> Status {
+    worker.metrics().handoff_aborted(error.code());
+    push_status(error)
 }
 
 /// Follows the prompt to its first token, and feeds the push on the way.

@@ -21,6 +21,11 @@ impl<T> Events<T> {
         let _ = self.0.send(Ok(event)).await;
     }
 
+    /// Resolves when the reader has closed the stream. Cancel-safe.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+
     /// Sends one event unless the reader is behind: for events that only inform.
     pub fn inform(&self, event: T) {
         let _ = self.0.try_send(Ok(event));
@@ -64,6 +69,7 @@ impl Respond {
         let stop = self.lifecycle.shutdown_token();
         let task = async move {
             let ended = tokio::select! {
+                biased;
                 ended = leg => ended,
                 () = sender.closed() => {
                     tracing::info!("the router closed the stream: cancelled");

@@ -151,13 +151,19 @@ async fn stop_ids_end_the_answer_wherever_they_are_drawn() {
         work_.stop_ids = vec![stop];
         let (ticket, decoding) = DecodeLeg::reserve(&decode, work_.clone()).await.expect("reserved");
         let mut running = PrefillLeg::run(&prefill, work_, ticket).await.expect("taken");
-        let done = running.done().await.expect("ended");
+        let done = running.last().await.expect("ended");
         assert_eq!((done.first_token, done.ended(), done.kv_blocks), (whole[0], ended, 0));
         // The router closes the decode stream, and the reservation is given back.
         drop(decoding);
+        decode.idle().await;
+        drop(running);
+        prefill.idle().await;
     }
-    prefill.idle().await;
-    decode.idle().await;
+    // Each was cancelled: the push outlived it, so that no peer was lost.
+    assert_eq!(
+        (decode.aborts("CANCELLED").await, decode.aborts("PEER_LOST").await),
+        (2.0, 0.0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -195,6 +195,13 @@ impl TestNode {
             .collect()
     }
 
+    /// Handoffs that came to nothing for `reason`.
+    pub async fn aborts(&self, reason: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let name = format!("baton_handoff_aborts_total{{reason=\"{reason}\"}}");
+        metrics.get(&name).copied().unwrap_or_default()
+    }
+
     /// Waits until nothing is left of any request: asks until it is so.
     pub async fn idle(&self) {
         let none = |metrics: &HashMap<String, f64>, name: &str| metrics[name] == 0.0;

@@ -294,14 +294,20 @@ impl PrefillLeg {
         }
     }
 
-    /// Reads to the end.
-    pub async fn done(&mut self) -> Result<pb::PrefillDone, Status> {
+    /// Reads to the last event.
+    pub async fn last(&mut self) -> Result<pb::PrefillDone, Status> {
         loop {
             if let prefill_event::Event::Done(done) = self.next().await? {
-                let after = soon("the stream's end", self.events.message()).await?;
-                assert_eq!(after, None, "Done is the last");
                 return Ok(done);
             }
         }
+    }
+
+    /// Reads to the end.
+    pub async fn done(&mut self) -> Result<pb::PrefillDone, Status> {
+        let done = self.last().await?;
+        let after = soon("the stream's end", self.events.message()).await?;
+        assert_eq!(after, None, "Done is the last");
+        Ok(done)
     }
 }
