@@ -100,6 +100,12 @@ impl Sequence {
         }
     }
 
+    /// Blocks to come in with: of its tokens so far, and one more if it will grow beyond.
+    fn entry_blocks(&self, block_tokens: usize) -> usize {
+        let blocks = self.tokens.len().div_ceil(block_tokens);
+        blocks + usize::from(self.final_context().div_ceil(block_tokens) > blocks)
+    }
+
     fn give_back(&mut self, pool: &mut Pool) {
         pool.release(&self.table);
         self.table.clear();
@@ -122,7 +128,7 @@ struct Finished {
 /// The scheduler of one node.
 pub struct Scheduler {
     config: SchedulerConfig,
-    /// By arrival, except that preempted ones are in front.
+    /// By arrival.
     waiting: VecDeque<Sequence>,
     /// By arrival, oldest first.
     running: Vec<Sequence>,
@@ -231,6 +237,12 @@ impl Scheduler {
         if let Some(at) = self.finished.iter().position(|finished| finished.id == id) {
             pool.release(&self.finished.swap_remove(at).table);
         }
+    }
+
+    /// Blocks that the queue's head needs to come in, those included that it would find in the pool; 0 when nobody waits.
+    pub fn head_blocks(&self) -> usize {
+        let head = self.waiting.front();
+        head.map_or(0, |sequence| sequence.entry_blocks(self.config.block_tokens))
     }
 
     /// For load reports.

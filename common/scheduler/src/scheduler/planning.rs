@@ -101,14 +101,15 @@ impl Scheduler {
         }
     }
 
-    /// Back to the front of the queue; its full blocks can still be found until they are evicted.
+    /// Back into the queue, at its place by arrival; its full blocks can still be found until they are evicted.
     fn preempt(&mut self, at: usize, pool: &mut Pool, events: &mut Vec<SequenceEvent>) {
         let mut sequence = self.running.remove(at);
         sequence.give_back(pool);
         sequence.context = 0;
         self.preemptions += 1;
         events.push(SequenceEvent::Preempted { id: sequence.id });
-        self.waiting.push_front(sequence);
+        let at = self.waiting.partition_point(|other| other.arrival < sequence.arrival);
+        self.waiting.insert(at, sequence);
     }
 
     /// Lets the head of the queue run if its tokens so far fit, and one block more if it will grow beyond. It gets these blocks now, so that
@@ -119,9 +120,8 @@ impl Scheduler {
         let total = sequence.tokens.len();
         let hit = pool.acquire_prefix(sequence.root, &sequence.tokens, total - 1);
         let missing = total.div_ceil(block_tokens) - hit.blocks.len();
-        let grows = sequence.final_context().div_ceil(block_tokens) > total.div_ceil(block_tokens);
         let counts = pool.counts();
-        if missing + usize::from(grows) > counts.free + counts.cached {
+        if sequence.entry_blocks(block_tokens) - hit.blocks.len() > counts.free + counts.cached {
             pool.release(&hit.blocks);
             return None;
         }

@@ -259,6 +259,34 @@ fn the_preempted_goes_before_those_that_waited() {
 }
 
 #[test]
+fn the_preempted_wait_by_arrival_whichever_step_it_was() {
+    let mut node = Node::new(ROOMY, 8);
+    for id in 0..2 {
+        node.submit(sequence(id, 3, 12)).unwrap();
+    }
+    let run_until_preempted = |node: &mut Node, preemptions| {
+        while node.scheduler.load().preemptions < preemptions {
+            assert!(node.plan());
+            node.complete();
+        }
+    };
+    run_until_preempted(&mut node, 1);
+    assert_eq!(node.scheduler.head_blocks(), 6, "9 tokens, and more to come");
+    // Handed over, it runs at once though it came last; and then it is preempted, too.
+    let table = node.receive(&prompt(2, 5)).unwrap();
+    let new = NewSequence {
+        output: vec![1],
+        start: Start::Handed { table },
+        ..sequence(2, 5, 8)
+    };
+    node.submit(new).unwrap();
+    run_until_preempted(&mut node, 2);
+    assert_eq!(node.scheduler.load().waiting, 2);
+    node.run(64);
+    assert_eq!(ends(&node), [0, 1, 2]);
+}
+
+#[test]
 fn a_sequence_that_will_grow_comes_in_with_a_block_to_spare() {
     fn check(max_new_tokens: usize, admitted: bool) {
         let mut node = Node::new(ROOMY, 4);
