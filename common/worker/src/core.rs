@@ -6,12 +6,14 @@ mod settle;
 
 use std::{collections::HashMap, sync::Arc};
 
-use baton_kv::{HandoffId, KvLayout, Pool, Time};
+use baton_kv::{HandoffId, KvLayout, OutOfBlocks, Pool, Time};
 use baton_scheduler::{
     FinishReason, NewSequence, Role, Scheduler, SchedulerConfig, SequenceEvent, SequenceId, StepOutput, StepPlan,
     SubmitError,
 };
-use baton_transfer::{AbortReason, Receiver, ReceiverAction, ReceiverConfig, Reserve, Ticket, grpc::Fences};
+use baton_transfer::{
+    AbortReason, Receiver, ReceiverAction, ReceiverConfig, Reserve, ReserveError, Ticket, grpc::Fences,
+};
 
 use crate::{
     Load, SequenceError, SequenceStream, SequenceTimings, Work, WorkerMetrics,
@@ -130,15 +132,25 @@ impl Core {
         if self.lost {
             return Err(SequenceError::EngineLost);
         }
-        // What is reserved now will wait here when it is verified.
         let reserved = self
             .members
             .values()
             .filter(|member| matches!(member.stage, Stage::Reserved { .. }))
             .count();
-        let limit = self.config.max_waiting;
-        if self.scheduler.load().waiting + reserved >= limit {
+        // What is handed over runs at once, before the queue: while somebody waits there, no more is promised than may run beside each other.
+        let (load, limit) = (self.scheduler.load(), self.config.max_waiting);
+        let beyond = if load.waiting > 0 { 0 } else { limit };
+        if load.waiting + reserved >= limit || load.running + reserved >= self.config.max_running + beyond {
             return Err(SubmitError::QueueFull { limit }.into());
+        }
+        // Nor are the blocks granted that the queue's head waits for.
+        let (head, counts) = (self.scheduler.head_blocks(), self.pool.counts());
+        let (needed, available) = (
+            self.layout.blocks_for(work.prompt.len()) + head,
+            counts.free + counts.cached,
+        );
+        if head > 0 && needed > available {
+            return Err(ReserveError::OutOfBlocks(OutOfBlocks { needed, available }).into());
         }
         let reserve = Reserve {
             request: work.request,

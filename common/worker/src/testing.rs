@@ -49,11 +49,16 @@ pub(crate) fn engine_with(blocks: usize) -> SimulatedEngine {
 
 /// An engine that waits for the test at each step.
 pub(crate) fn scripted() -> (mpsc::SyncSender<Script>, Box<dyn Engine>) {
+    scripted_with(BLOCKS)
+}
+
+/// With a pool of `blocks`.
+pub(crate) fn scripted_with(blocks: usize) -> (mpsc::SyncSender<Script>, Box<dyn Engine>) {
     let (sender, script) = mpsc::sync_channel(1_000);
     (
         sender,
         Box::new(Scripted {
-            engine: engine(),
+            engine: engine_with(blocks),
             script: Some(script),
         }),
     )

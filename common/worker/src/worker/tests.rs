@@ -305,6 +305,77 @@ async fn a_full_pool_refuses_a_reservation() {
 }
 
 #[tokio::test]
+async fn reservations_do_not_take_what_a_preempted_sequence_waits_for() {
+    let (script, engine) = scripted_with(14);
+    let (worker, _) = start(engine, config());
+    let mut streams = [1, 2].map(|seed| {
+        let work = work(&worker, prompt(30, seed), 60);
+        worker.submit(work, Role::Decode).expect("taken")
+    });
+    // The older draws a token in each step, from its second on.
+    let mut drawn = 0;
+    script.send(Script::Step).expect("the engine lives");
+    while worker.load().scheduler.preemptions == 0 {
+        script.send(Script::Step).expect("the engine lives");
+        while !matches!(next(&mut streams[0]).await, Ok(Update::Token { .. })) {}
+        drawn += 1;
+    }
+    // Blocks are free, but not as many as the preempted one needs and this one besides.
+    let load = worker.load();
+    assert!(
+        load.pool.free + load.pool.cached > 1 && load.scheduler.waiting == 1,
+        "{load:?}"
+    );
+    let refused = worker.reserve(work(&worker, prompt(1, 9), 4)).err();
+    assert!(
+        matches!(refused, Some(SequenceError::Reserve(ReserveError::OutOfBlocks(_)))),
+        "{refused:?}"
+    );
+    drop(script);
+    // Whoever keeps asking does not keep it out.
+    let mut reservations = Vec::new();
+    let pressed = async {
+        loop {
+            reservations.extend(worker.reserve(work(&worker, prompt(1, 9), 4)));
+            tokio::task::yield_now().await;
+        }
+    };
+    let answer = tokio::select! {
+        answer = tokens(&mut streams[1]) => answer.expect("runs"),
+        () = pressed => unreachable!("it never stops"),
+    };
+    assert_eq!(answer, expected(prompt(30, 2), 60).await);
+    while matches!(next(&mut streams[0]).await.expect("runs"), Update::Token { .. }) {
+        drawn += 1;
+    }
+    assert_eq!(drawn, 60);
+    drop((streams, reservations));
+    idle(&worker).await;
+}
+
+#[tokio::test]
+async fn reservations_do_not_take_the_turn_of_who_waits() {
+    let (script, engine) = scripted();
+    let mut config = config();
+    config.scheduler.max_running = 1;
+    let (worker, _) = start(engine, config);
+    let reserve = |seed| worker.reserve(work(&worker, prompt(20, seed), 4));
+    let running = worker
+        .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+        .expect("taken");
+    load_where(&worker, "running", |load| load.scheduler.running == 1).await;
+    let reserved = reserve(2).expect("nobody waits");
+    let waiting = worker
+        .submit(work(&worker, prompt(20, 3), 4), Role::Decode)
+        .expect("taken");
+    let full = SequenceError::Submit(SubmitError::QueueFull { limit: 4 });
+    assert_eq!(reserve(4).err(), Some(full));
+    drop((running, reserved, waiting, script));
+    idle(&worker).await;
+    reserve(4).expect("nobody waits");
+}
+
+#[tokio::test]
 async fn a_lease_that_nobody_renews_ends() {
     let (worker, _) = start(
         Box::new(engine()),
