@@ -15,22 +15,22 @@ use baton_scheduler::{StepOutput, StepPlan};
 use crate::{load::step_rows, metrics::TokenKind, shared::Shared};
 
 /// Starts it. Errors: the system gives no thread.
-pub(crate) fn spawn(engine: Box<dyn Engine>, shared: Arc<Shared>) -> std::io::Result<()> {
+pub(crate) fn spawn(mut engine: Box<dyn Engine>, shared: Arc<Shared>) -> std::io::Result<()> {
     std::thread::Builder::new().name("engine".into()).spawn(move || {
-        let panicked = catch_unwind(AssertUnwindSafe(|| run(engine, &shared))).is_err();
+        let panicked = catch_unwind(AssertUnwindSafe(|| run(engine.as_mut(), &shared))).is_err();
         if panicked {
             tracing::error!("the engine's thread has panicked: the node stops");
         }
-        // Whoever still waits for a sequence must hear of it.
+        // Whoever still waits for a sequence must hear of it, before an engine is taken down that may take its time.
         shared.turn(|core, _| core.lose());
         let ended = shared.ended.clone();
-        drop(shared);
+        drop((shared, engine));
         ended.cancel();
     })?;
     Ok(())
 }
 
-fn run(mut engine: Box<dyn Engine>, shared: &Shared) {
+fn run(engine: &mut dyn Engine, shared: &Shared) {
     let (mut plan, mut output) = (StepPlan::default(), StepOutput::default());
     while !shared.mailbox.is_stopped() {
         let (planned, _) = shared.turn(|core, _| {
@@ -42,7 +42,7 @@ fn run(mut engine: Box<dyn Engine>, shared: &Shared) {
         });
         if !planned {
             shared.mailbox.wait();
-        } else if !step(engine.as_mut(), shared, &plan, &mut output) {
+        } else if !step(engine, shared, &plan, &mut output) {
             return;
         }
     }
