@@ -143,7 +143,7 @@ impl Cluster {
         let (epoch, node) = (hello.epoch, hello.node.clone());
         let mut guard = self.lock();
         let state = &mut *guard;
-        let joined = state.admission.join(hello, clock::now(), &mut state.actions)?;
+        let joined = state.admission.join(hello)?;
         let (snapshots, wanted) = mpsc::channel(1);
         let replaced = CancellationToken::new();
         let edge = Edge {
@@ -157,7 +157,6 @@ impl Cluster {
         if let Some(old) = joined.replaced.and_then(|old| state.edges.remove(&old)) {
             old.replaced.cancel();
         }
-        state.act();
         self.tell_ready(state);
         Ok(Membership {
             cluster: self.clone(),

@@ -6,8 +6,8 @@ use baton_node::{ByteSize, ListenAddress, limits, random};
 
 use crate::core::{admission::AdmissionConfig, placement::PlacementConfig};
 
-/// Bytes of the prefix index, unless told otherwise: the names of two million blocks.
-const PREFIX_INDEX_BYTES: ByteSize = ByteSize(limits::PREFIX_INDEX_NAMES as u64 * 100);
+/// Bytes of the prefix index, unless told otherwise.
+const PREFIX_INDEX_BYTES: ByteSize = ByteSize(limits::PREFIX_INDEX_NAMES as u64 * 152);
 
 /// Flags of a router. The model's path is the command's own flag.
 #[derive(Clone, Debug, clap::Args)]

@@ -194,6 +194,17 @@ pub enum GenerateError {
         /// Whether a retry may help.
         retryable: bool,
     },
+    /// By the node's measure it is too long after all.
+    #[error("the node {node} cannot hold the request: {message}")]
+    TooLongForNode {
+        /// Which.
+        node: NodeId,
+        /// Its message.
+        message: String,
+    },
+    /// The client read too slowly: what was generated for it would have had to be kept.
+    #[error("the answer was not read in time")]
+    SlowReader,
     /// The request's deadline passed.
     #[error("the request's deadline passed {0}")]
     DeadlineExceeded(&'static str),
@@ -211,7 +222,7 @@ impl GenerateError {
         match self {
             Self::EmptyPrompt => "EMPTY_PROMPT",
             Self::InputTooLarge { .. } => "INPUT_TOO_LARGE",
-            Self::PromptTooLong { .. } => reasons::CONTEXT_LENGTH,
+            Self::PromptTooLong { .. } | Self::TooLongForNode { .. } => reasons::CONTEXT_LENGTH,
             Self::TokenOutOfVocabulary { .. } => "TOKEN_OUT_OF_VOCABULARY",
             Self::InvalidField { .. } => reasons::INVALID_FIELD,
             Self::ChatRefused(_) => "CHAT_REFUSED",
@@ -228,6 +239,7 @@ impl GenerateError {
             Self::Draining => reasons::DRAINING,
             Self::NodeLost { .. } => reasons::NODE_LOST,
             Self::NodeFailed { .. } => "NODE_FAILED",
+            Self::SlowReader => "SLOW_READER",
             Self::DeadlineExceeded(_) => "DEADLINE_EXCEEDED",
             Self::Cancelled => "CANCELLED",
             Self::Internal(_) => reasons::INTERNAL,
@@ -245,12 +257,15 @@ impl GenerateError {
             | Self::ChatRefused(_)
             | Self::NoChatTemplate
             | Self::ChatTemplateBroken(_)
+            | Self::TooLongForNode { .. }
             | Self::TooLargeForNodes { .. } => ErrorKind::InvalidArgument,
             Self::UnknownModel { .. } => ErrorKind::NotFound,
             Self::NotBuilt { .. } => ErrorKind::Unimplemented,
-            Self::QueueFull { .. } | Self::Overloaded | Self::QueueTimeout { .. } | Self::NodesFull { .. } => {
-                ErrorKind::Shed
-            }
+            Self::QueueFull { .. }
+            | Self::Overloaded
+            | Self::QueueTimeout { .. }
+            | Self::NodesFull { .. }
+            | Self::SlowReader => ErrorKind::Shed,
             Self::NoNodes | Self::Draining | Self::NodeLost { .. } => ErrorKind::Unavailable,
             Self::NodeFailed { retryable: true, .. } => ErrorKind::Unavailable,
             Self::NodeFailed { retryable: false, .. } | Self::Internal(_) => ErrorKind::Internal,
@@ -282,6 +297,7 @@ impl GenerateError {
             | Self::ChatRefused(_)
             | Self::NoChatTemplate
             | Self::ChatTemplateBroken(_)
+            | Self::TooLongForNode { .. }
             | Self::TooLargeForNodes { .. } => Some(Field::Input),
             Self::TokenOutOfVocabulary { field, .. } | Self::InvalidField { field, .. } => Some(*field),
             Self::UnknownModel { .. } => Some(Field::Model),

@@ -172,6 +172,7 @@ impl Front {
         };
         let life = Life::new(life_config, clock::now(), queue_deadline, deadline, max_new_tokens);
         let _ = events.try_send(Ok(AnswerEvent::Started(started)));
+        let held = lifecycle.requests().token();
         let driver = Driver::new(life, cluster.clone(), admitted, job, answer, events, metrics.clone());
         lifecycle.requests().spawn(
             async move {
@@ -181,7 +182,7 @@ impl Front {
             .instrument(span.clone()),
         );
         let cancel: DropGuard = cancel.drop_guard();
-        Ok(AnswerStream::new(receiver, cancel))
+        Ok(AnswerStream::new(receiver, cancel, held))
     }
 
     fn permit(&self) -> Result<OwnedSemaphorePermit, GenerateError> {

@@ -264,7 +264,9 @@ impl Spelling {
             status = status.retry_after(delay);
         }
         match error {
-            GenerateError::NodeLost { node } => status = status.with("node", node),
+            GenerateError::NodeLost { node } | GenerateError::TooLongForNode { node, .. } => {
+                status = status.with("node", node)
+            }
             GenerateError::NodeFailed { node, code, .. } => status = status.with("node", node).with("node_code", code),
             _ => {}
         }

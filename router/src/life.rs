@@ -5,7 +5,7 @@ use std::time::Duration;
 use baton_kv::{Attempt, Epoch, NodeId, RequestId, Time, TokenId};
 use baton_node::{clock, limits as shared, telemetry};
 use baton_proto::node::v1::{self as pb, decode_client::DecodeClient, decode_request, prefill_client::PrefillClient};
-use futures_util::{StreamExt, TryFutureExt};
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::{
     },
     error::GenerateError,
     metrics::RouterMetrics,
-    nodes::LegStream,
+    nodes::{self, LegStream},
     request::{AnswerEvent, Delta, FinishReason, Finished, Matched, Served, Timings, Usage},
     text::AnswerText,
 };
@@ -30,6 +30,8 @@ mod wire;
 
 /// Messages to a decode node that wait: the opening one, and renewals.
 const DECODE_REQUESTS: usize = 4;
+
+type Item = Result<AnswerEvent, GenerateError>;
 
 /// What a request is, for its driver.
 pub(crate) struct Job {
@@ -58,7 +60,7 @@ pub(crate) struct Driver {
     job: Job,
     request: RequestId,
     text: Option<AnswerText>,
-    events: mpsc::Sender<Result<AnswerEvent, GenerateError>>,
+    events: mpsc::Sender<Item>,
     metrics: RouterMetrics,
     decode: Option<DecodeLeg>,
     prefill: Option<LegStream<pb::PrefillEvent>>,
@@ -80,7 +82,7 @@ impl Driver {
         admitted: Admitted,
         job: Job,
         text: AnswerText,
-        events: mpsc::Sender<Result<AnswerEvent, GenerateError>>,
+        events: mpsc::Sender<Item>,
         metrics: RouterMetrics,
     ) -> Self {
         Self {
@@ -134,7 +136,7 @@ impl Driver {
         }
     }
 
-    fn decode_event(&mut self, item: Option<Result<pb::DecodeEvent, Status>>) -> Event {
+    fn decode_event(&mut self, item: Option<Result<Option<pb::DecodeEvent>, Status>>) -> Event {
         match wire::decode_event(item) {
             Ok(event) => event,
             Err(ticket) => self.ticket(ticket),
@@ -144,7 +146,12 @@ impl Driver {
     fn ticket(&mut self, ticket: Box<pb::Ticket>) -> Event {
         let epoch = self.decode.as_ref().map(|leg| leg.epoch);
         let current = ticket.request_id == self.job.work.request_id && ticket.attempt == self.job.work.attempt;
-        if !current || Epoch::from_slice(&ticket.epoch) != epoch || ticket.slots.is_empty() {
+        let theirs = Epoch::from_slice(&ticket.epoch);
+        if current && theirs.is_some() && theirs != epoch {
+            // Another process answers there by now: the one that was meant is gone.
+            return Event::DecodeFailed(LegError::Lost);
+        }
+        if !current || theirs.is_none() || ticket.slots.is_empty() {
             return Event::DecodeFailed(wire::protocol("a ticket for something else"));
         }
         let lease_ms = ticket.lease_ms;
@@ -221,10 +228,9 @@ impl Driver {
             .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES)
             .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
         let call = telemetry::request(ReceiverStream::new(receiver));
-        let opened = async move { Ok(client.open(call).await?.into_inner()) };
         self.decode = Some(DecodeLeg {
             epoch: reach.epoch,
-            events: Box::pin(opened.try_flatten_stream()),
+            events: nodes::leg(async move { client.open(call).await }),
             requests,
         });
         None
@@ -242,8 +248,7 @@ impl Driver {
             .max_decoding_message_size(shared::GRPC_MESSAGE_BYTES)
             .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
         let call = telemetry::request(message);
-        let opened = async move { Ok(client.run(call).await?.into_inner()) };
-        self.prefill = Some(Box::pin(opened.try_flatten_stream()));
+        self.prefill = Some(nodes::leg(async move { client.run(call).await }));
         None
     }
 
@@ -294,16 +299,24 @@ impl Driver {
         stopped.then_some(Event::StopMatched)
     }
 
-    /// Waits for a slow client, but not for one that is gone, and not beyond the deadline.
     async fn send(&mut self, event: AnswerEvent) {
-        let sent = tokio::select! {
+        match self.place().await {
+            Some(place) => {
+                place.send(Ok(event));
+            }
+            None => self.cut = true,
+        }
+    }
+
+    /// A place for one event. Waits for a slow client, but not for one that is gone, and not beyond the deadline.
+    async fn place(&mut self) -> Option<mpsc::OwnedPermit<Item>> {
+        tokio::select! {
             biased;
-            sent = self.events.send(Ok(event)) => sent.is_ok(),
-            () = self.job.client_gone.cancelled() => false,
-            () = self.job.router_stops.cancelled() => false,
-            () = clock::sleep_until(self.job.deadline) => false,
-        };
-        self.cut |= !sent;
+            place = self.events.clone().reserve_owned() => place.ok(),
+            () = self.job.client_gone.cancelled() => None,
+            () = self.job.router_stops.cancelled() => None,
+            () = clock::sleep_until(self.job.deadline) => None,
+        }
     }
 
     async fn end(&mut self, outcome: Result<EndReason, GenerateError>) {
@@ -320,24 +333,22 @@ impl Driver {
             }
         }
         let finished = match outcome {
-            Ok(reason) => Ok(self.finish(reason, now).await),
-            Err(error) => Err(error),
+            Ok(reason) => self.finish(reason, now).await,
+            Err(error) => return self.failed(error, took).await,
         };
-        match finished {
-            Ok(_) if self.cut => self.failed(self.cut_by(), took).await,
-            Ok(finished) => {
-                self.metrics.finished(&finished);
-                self.metrics.ended("ok", took);
-                span.record("outcome", "ok");
-                tracing::info!(
-                    ttft_ms = finished.timings.ttft_ms,
-                    total_ms = finished.timings.total_ms,
-                    "answered"
-                );
-                self.send(AnswerEvent::Finished(Box::new(finished))).await;
-            }
-            Err(error) => self.failed(error, took).await,
-        }
+        let place = if self.cut { None } else { self.place().await };
+        let Some(place) = place else {
+            return self.failed(self.cut_by(), took).await;
+        };
+        self.metrics.finished(&finished);
+        self.metrics.ended("ok", took);
+        span.record("outcome", "ok");
+        tracing::info!(
+            ttft_ms = finished.timings.ttft_ms,
+            total_ms = finished.timings.total_ms,
+            "answered"
+        );
+        place.send(Ok(AnswerEvent::Finished(Box::new(finished))));
     }
 
     fn cut_by(&self) -> GenerateError {
@@ -415,7 +426,7 @@ impl Driver {
 }
 
 /// The next item of a leg; never, when it is not open.
-async fn next_of<T>(leg: Option<&mut LegStream<T>>) -> Option<Result<T, Status>> {
+async fn next_of<T>(leg: Option<&mut LegStream<T>>) -> Option<Result<Option<T>, Status>> {
     match leg {
         Some(leg) => leg.next().await,
         None => std::future::pending().await,

@@ -1,15 +1,26 @@
 //! Connections to nodes, and what their errors mean.
 
-use std::pin::Pin;
+use std::{future, pin::Pin};
 
 use baton_node::{grpc, status};
-use futures_util::Stream;
-use tonic::{Code, Status, transport::Channel};
+use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use crate::{core::request::LegError, limits};
 
-/// One leg's events.
-pub(crate) type LegStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// One leg's events; `None`, first, when the node has taken the call.
+pub(crate) type LegStream<T> = Pin<Box<dyn Stream<Item = Result<Option<T>, Status>> + Send>>;
+
+/// The events of the call that `open` opens.
+pub(crate) fn leg<T: Send + 'static>(
+    open: impl Future<Output = Result<Response<Streaming<T>>, Status>> + Send + 'static,
+) -> LegStream<T> {
+    let opened = open.map_ok(|answer| {
+        let events = answer.into_inner().map_ok(Some);
+        stream::once(future::ready(Ok(None))).chain(events)
+    });
+    Box::pin(opened.try_flatten_stream())
+}
 
 /// A channel to a node, which connects on first use.
 pub(crate) fn connect(address: &str) -> Result<Channel, grpc::AddressError> {
@@ -34,7 +45,10 @@ pub(crate) fn leg_error(status: &Status) -> LegError {
     };
     let retryable = status::retry_after(status).is_some();
     match (status.code(), reason.as_str()) {
-        (Code::ResourceExhausted, "SLOW_READER") => {}
+        (Code::ResourceExhausted, "SLOW_READER") => return LegError::SlowReader,
+        (Code::InvalidArgument, status::reasons::CONTEXT_LENGTH) => {
+            return LegError::TooLong(status.message().to_owned());
+        }
         (Code::ResourceExhausted, _) => return LegError::Refused,
         (Code::Unavailable, "STARTING" | status::reasons::DRAINING) => return LegError::Refused,
         (_, status::reasons::DEADLINE) => return LegError::Deadline,
@@ -68,9 +82,10 @@ mod tests {
             (Status::cancelled("h2 reset"), LegError::Lost),
             (status::shed("full", retry), LegError::Refused),
             (error(Code::ResourceExhausted, "KV_EXHAUSTED"), LegError::Refused),
+            (error(Code::ResourceExhausted, "SLOW_READER"), LegError::SlowReader),
             (
-                error(Code::ResourceExhausted, "SLOW_READER"),
-                failed("SLOW_READER", "m", false),
+                error(Code::InvalidArgument, "CONTEXT_LENGTH"),
+                LegError::TooLong("m".to_owned()),
             ),
             (error(Code::Unavailable, "DRAINING"), LegError::Refused),
             (error(Code::DeadlineExceeded, "DEADLINE"), LegError::Deadline),

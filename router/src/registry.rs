@@ -120,8 +120,11 @@ async fn follow(
                 Some(Report::Hello(_)) => return Err(invalid_field("hello", "a node says hello once")),
             },
             Some(()) = membership.snapshots.recv() => {
-                // Full: the node does not read, and its silence will be noticed.
-                let _ = notices.try_send(Ok(notice(Notice::SnapshotWanted(pb::SnapshotWanted {}))));
+                // Full: the node does not read. The wish is said once per loss, so that without it the node's blocks would stay unknown: it must begin anew.
+                if notices.try_send(Ok(notice(Notice::SnapshotWanted(pb::SnapshotWanted {})))).is_err() {
+                    let message = "the node does not read its notices";
+                    return Err(status::error(Code::Aborted, "NOT_READING", message).build());
+                }
             }
             () = membership.replaced.cancelled() => {
                 let message = "another process has announced itself under this node id";

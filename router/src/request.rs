@@ -9,7 +9,7 @@ use std::{
 use baton_kv::{KvIdentity, NodeId, RequestId, TokenId};
 use futures_util::Stream;
 use tokio::sync::mpsc;
-use tokio_util::sync::DropGuard;
+use tokio_util::{sync::DropGuard, task::task_tracker::TaskTrackerToken};
 
 use crate::error::GenerateError;
 
@@ -242,15 +242,22 @@ pub struct AnswerStream {
     events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>,
     /// `Finished` or an error has passed.
     ended: bool,
+    /// A drain waits until the answer has been read.
+    held: Option<TaskTrackerToken>,
     _cancel: DropGuard,
 }
 
 impl AnswerStream {
-    /// Reads `events`; `cancel` fires when the stream is dropped.
-    pub(crate) fn new(events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>, cancel: DropGuard) -> Self {
+    /// Reads `events`; `cancel` fires when the stream is dropped, and `held` is kept until it has ended.
+    pub(crate) fn new(
+        events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>,
+        cancel: DropGuard,
+        held: TaskTrackerToken,
+    ) -> Self {
         Self {
             events,
             ended: false,
+            held: Some(held),
             _cancel: cancel,
         }
     }
@@ -267,6 +274,42 @@ impl Stream for AnswerStream {
         // The request's task always says how it ended, unless it panicked.
         let item = item.unwrap_or_else(|| Err(GenerateError::Internal("the request's task has died".to_owned())));
         self.ended = matches!(item, Ok(AnswerEvent::Finished(_)) | Err(_));
+        if self.ended {
+            self.held = None;
+        }
         Poll::Ready(Some(item))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_drain_waits_until_the_answer_has_been_read() {
+        let requests = TaskTracker::new();
+        let (sender, events) = mpsc::channel(4);
+        let mut answer = AnswerStream::new(events, CancellationToken::new().drop_guard(), requests.token());
+        sender
+            .try_send(Ok(AnswerEvent::Delta(Delta::default())))
+            .expect("there is room");
+        sender.try_send(Err(GenerateError::NoNodes)).expect("there is room");
+        drop(sender);
+        requests.close();
+        for last in [false, true] {
+            assert!(requests.wait().now_or_never().is_none());
+            assert_eq!(answer.next().await.is_some_and(|item| item.is_err()), last);
+        }
+        assert!(requests.wait().now_or_never().is_some());
+
+        let requests = TaskTracker::new();
+        let (_sender, events) = mpsc::channel(1);
+        let unread = AnswerStream::new(events, CancellationToken::new().drop_guard(), requests.token());
+        requests.close();
+        drop(unread);
+        assert!(requests.wait().now_or_never().is_some());
     }
 }

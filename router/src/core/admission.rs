@@ -3,10 +3,11 @@
 //! ```text
 //! submit ──▶ waiting (FIFO) ──credit──▶ dispatched ──done──▶ forgotten
 //!    │          │  ▲                        │
-//!    └─ refused ┘  └──── requeue, in front ─┘   (a node had no room after all)
+//!    └─ refused    └──── requeue, in front ─┘   (a node had no room after all)
 //! ```
 //!
-//! A request is granted or refused at most once per wait, and its credits end with it: whoever submits it posts [`Event::Done`] at its end, always.
+//! A request is refused at its submission or never, and granted at most once per wait; nodes that go may come back, so that a request which waits does so until
+//! its deadline, which is its submitter's to keep. Its credits end with it: whoever submits it posts [`Event::Done`] at its end, always.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,6 +22,12 @@ use super::{
 
 /// Weight of a new sample in the moving average of the time per place in the queue.
 const WAIT_WEIGHT: f64 = 0.2;
+
+/// Requests that are looked at when there is no room for the first: as many as keep nodes busy beside a large one that waits for much to be free.
+const LOOKS: usize = 8;
+
+/// Later requests that may pass one that waits: then what becomes free is kept for it.
+const PASSES: u32 = 64;
 
 /// Bounds of the queue, and how requests are placed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,7 +118,7 @@ pub enum Action {
         /// Where, and why.
         candidate: Candidate,
     },
-    /// The request cannot come in, and is forgotten.
+    /// The request that was just submitted cannot come in, and is forgotten.
     Refused {
         /// Whose.
         request: RequestId,
@@ -125,7 +132,7 @@ pub enum Action {
     },
 }
 
-/// Why a request was not admitted, or no longer waits.
+/// Why a request was not admitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
     /// `max_queue` wait already.
@@ -163,6 +170,8 @@ enum State {
         place: i64,
         since: Time,
         before: usize,
+        /// By how many later ones.
+        passed: u32,
     },
     Dispatched {
         prefill: Option<Credit>,
@@ -199,13 +208,12 @@ impl Admission {
     }
 
     /// Takes a node in. It gets requests after its first load report.
-    pub fn join(&mut self, hello: Hello, now: Time, actions: &mut Vec<Action>) -> Result<Joined, JoinError> {
+    pub fn join(&mut self, hello: Hello) -> Result<Joined, JoinError> {
         let epoch = hello.epoch;
         let joined = self.members.join(hello)?;
         self.index.join(joined.member, epoch);
         if let Some(replaced) = joined.replaced {
             self.index.leave(replaced);
-            self.dispatch(now, actions);
         }
         Ok(joined)
     }
@@ -252,6 +260,7 @@ impl Admission {
             place,
             since: now,
             before: self.queue.len(),
+            passed: 0,
         };
         let old = self.requests.insert(request, Request { needs, state });
         debug_assert!(old.is_none(), "request ids are drawn at random, once each");
@@ -300,6 +309,7 @@ impl Admission {
             place,
             since: now,
             before: 0,
+            passed: 0,
         };
         match std::mem::replace(&mut request.state, state) {
             State::Dispatched { prefill, decode } => {
@@ -350,23 +360,41 @@ impl Admission {
         }
     }
 
-    /// First come, first served: while the first has room somewhere, it goes.
+    /// First come, first served, but while there is no room for a large one, smaller ones pass: a few at a time, and so many in all.
     fn dispatch(&mut self, now: Time, actions: &mut Vec<Action>) {
-        while let Some((&place, &id)) = self.queue.first_key_value() {
+        let mut blocked: Vec<RequestId> = Vec::new();
+        let mut after = i64::MIN;
+        while let Some((&place, &id)) = self.queue.range(after..).next() {
+            after = place + 1;
             let needs = &self.requests[&id].needs;
-            if let Err(refusal) = self.placeable(needs) {
-                self.queue.remove(&place);
-                self.requests.remove(&id);
-                actions.push(Action::Refused { request: id, refusal });
-                continue;
-            }
             let found = placement::candidates(needs, &self.members, &self.index, &self.config.placement);
             let Some(candidate) = found.into_iter().next() else {
-                return;
+                blocked.push(id);
+                if blocked.len() == LOOKS || self.passed(id).is_none_or(|passed| *passed >= PASSES) {
+                    return;
+                }
+                continue;
             };
             self.queue.remove(&place);
             self.grant(id, candidate, now);
             actions.push(Action::Granted { request: id, candidate });
+            let mut spent = false;
+            for id in &blocked {
+                if let Some(passed) = self.passed(*id) {
+                    *passed += 1;
+                    spent |= *passed >= PASSES;
+                }
+            }
+            if spent {
+                return;
+            }
+        }
+    }
+
+    fn passed(&mut self, request: RequestId) -> Option<&mut u32> {
+        match &mut self.requests.get_mut(&request)?.state {
+            State::Waiting { passed, .. } => Some(passed),
+            State::Dispatched { .. } => None,
         }
     }
 

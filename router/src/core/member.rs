@@ -195,7 +195,8 @@ impl Member {
 
     /// Prompt tokens before a new one's, those promised included.
     pub fn queued_tokens(&self) -> u64 {
-        self.load.map_or(0, |load| load.queued_prefill_tokens) + self.sent.tokens + self.acknowledged.tokens
+        let reported = self.load.map_or(0, |load| load.queued_prefill_tokens);
+        reported.saturating_add(self.sent.tokens + self.acknowledged.tokens)
     }
 
     /// Sequences there, those promised included.

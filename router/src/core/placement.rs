@@ -187,7 +187,7 @@ impl<'a> Side<'a> {
             member,
             held,
             uncached,
-            prefill_tokens: member.queued_tokens() + uncached as u64,
+            prefill_tokens: member.queued_tokens().saturating_add(uncached as u64),
             pressure: 1.0 - (member.available_blocks() as f64 - decode_blocks as f64) / member.hello().blocks as f64,
             decode_blocks,
         })

@@ -8,8 +8,9 @@ use baton_kv::{BlockName, Epoch, KvEvent, KvEventKind};
 
 use super::member::MemberId;
 
-/// Bytes that one entry can cost: a table doubles when 7/8 full, so right after it has 16/7 buckets per entry, of a name and a control byte each.
-const ENTRY_BYTES: usize = (size_of::<BlockName>() + 1) * 16 / 7 + 1;
+/// Bytes that one entry can cost: a table is 7/8 full at most and is not shrunk before it is a quarter of that, so it has up to 32/7 buckets per entry, of a
+/// name and a control byte each.
+const ENTRY_BYTES: usize = (size_of::<BlockName>() + 1) * 32 / 7 + 2;
 
 /// What a node's stream says about its blocks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -159,7 +160,9 @@ impl Holder {
         }
         let dropped = names.into_iter().map(|name| self.add(name, room)).sum();
         self.stream = if last {
-            Stream::Live { next: sequence + 1 }
+            Stream::Live {
+                next: sequence.saturating_add(1),
+            }
         } else {
             Stream::Filling { sequence }
         };
@@ -183,7 +186,9 @@ impl Holder {
                 KvEventKind::Removed { name } => self.remove(&name),
                 KvEventKind::Cleared => self.names = HashSet::new(),
             }
-            self.stream = Stream::Live { next: next + 1 };
+            self.stream = Stream::Live {
+                next: next.saturating_add(1),
+            };
         }
         (false, dropped)
     }

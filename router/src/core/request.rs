@@ -63,6 +63,8 @@ pub struct Life {
     state: State,
     /// When the router stops waiting for a node.
     queue_deadline: Time,
+    /// How long each wait for a node may be.
+    queue_ms: u64,
     /// When the request ends, wherever it is.
     deadline: Time,
     max_new_tokens: u32,
@@ -86,6 +88,7 @@ impl Life {
             config,
             state: State::Queued { since: now },
             queue_deadline,
+            queue_ms: now.ms_until(queue_deadline),
             deadline,
             max_new_tokens,
             attempt: 0,
@@ -142,6 +145,15 @@ impl Life {
             Event::ClientGone => self.fail(GenerateError::Cancelled, actions),
             Event::RouterStopped => self.fail(GenerateError::Draining, actions),
             Event::Tick => self.tick(now, actions),
+            Event::Opened(leg) => {
+                let open = match leg {
+                    Leg::Decode => self.decode_open,
+                    Leg::Prefill => self.prefill_open,
+                };
+                if open {
+                    actions.push(Action::Acknowledged(leg));
+                }
+            }
             Event::Ticket { .. }
             | Event::Admitted { .. }
             | Event::Verified { .. }
@@ -226,7 +238,6 @@ impl Life {
                 self.record.cached_tokens = cached_tokens;
                 self.record.node_queue_ms = queue_ms;
                 self.state = State::Prefilling;
-                actions.push(Action::Acknowledged(Leg::Decode));
             }
             Event::Verified { kv_bytes, kv_blocks } if self.state == State::Prefilling && self.handoff() => {
                 self.record.kv_bytes = kv_bytes;
@@ -253,9 +264,11 @@ impl Life {
                 self.finish(reason, now, actions);
             }
             Event::DecodeFailed(error) => self.leg_failed(Leg::Decode, error, now, actions),
-            Event::Ticket { .. } | Event::Admitted { .. } => self.protocol("an answer to no question", actions),
-            Event::Verified { .. } => self.protocol("KV verified that was not handed over", actions),
-            _ => self.protocol("an end before the first token", actions),
+            Event::Ticket { .. } | Event::Admitted { .. } => {
+                self.protocol(Leg::Decode, "an answer to no question", actions)
+            }
+            Event::Verified { .. } => self.protocol(Leg::Decode, "KV verified that was not handed over", actions),
+            _ => self.protocol(Leg::Decode, "an end before the first token", actions),
         }
     }
 
@@ -268,7 +281,6 @@ impl Life {
         self.renew_ms = (lease_ms / 3).max(MIN_RENEW_MS);
         self.renew_at = Some(now.after_ms(self.renew_ms));
         self.prefill_open = true;
-        actions.push(Action::Acknowledged(Leg::Decode));
         actions.push(Action::RunPrefill {
             member: prefill.member,
             attempt: Attempt(self.attempt),
@@ -292,26 +304,26 @@ impl Life {
             _ => false,
         };
         if !ready {
-            return self.protocol("tokens before their time", actions);
+            return self.protocol(Leg::Decode, "tokens before their time", actions);
         }
         if ids.len() != logprobs.len() || ids.iter().any(|&id| id as usize >= self.config.vocabulary) {
-            return self.protocol("malformed tokens", actions);
+            return self.protocol(Leg::Decode, "malformed tokens", actions);
         }
         if index > self.next {
-            return self.protocol("a gap in the tokens", actions);
+            return self.protocol(Leg::Decode, "a gap in the tokens", actions);
         }
         let repeated = (self.next - index) as usize;
         if ids.len() <= repeated {
             return;
         }
         let (ids, logprobs) = (ids[repeated..].to_vec(), logprobs[repeated..].to_vec());
-        self.deliver(ids, logprobs, actions);
+        self.deliver(Leg::Decode, ids, logprobs, actions);
     }
 
-    fn deliver(&mut self, ids: Vec<TokenId>, logprobs: Vec<f32>, actions: &mut Vec<Action>) {
+    fn deliver(&mut self, leg: Leg, ids: Vec<TokenId>, logprobs: Vec<f32>, actions: &mut Vec<Action>) {
         let index = self.next;
         if ids.len() as u64 + u64::from(index) > u64::from(self.max_new_tokens) {
-            return self.protocol("more tokens than asked for", actions);
+            return self.protocol(leg, "more tokens than asked for", actions);
         }
         self.next += ids.len() as u32;
         self.state = State::Decoding;
@@ -327,7 +339,6 @@ impl Life {
                 self.record.node_queue_ms = queue_ms;
                 self.record.cached_tokens = cached_tokens;
                 self.renew_at = None;
-                actions.push(Action::Acknowledged(Leg::Prefill));
             }
             Event::PrefillDone {
                 first_token,
@@ -354,7 +365,7 @@ impl Life {
                     }
                     (None, State::Prefilling | State::Decoding) => {}
                     (None, &State::Closing { reason, .. }) => self.end(Ok(reason), actions),
-                    _ => self.protocol("a first token that ended an answer under way", actions),
+                    _ => self.protocol(Leg::Prefill, "a first token that ended an answer under way", actions),
                 }
             }
             Event::PrefillFailed(error) => self.leg_failed(Leg::Prefill, error, now, actions),
@@ -372,10 +383,10 @@ impl Life {
         actions: &mut Vec<Action>,
     ) {
         if token as usize >= self.config.vocabulary {
-            return self.protocol("malformed tokens", actions);
+            return self.protocol(Leg::Prefill, "malformed tokens", actions);
         }
         self.record.decode_node = None;
-        self.deliver(vec![token], vec![logprob], actions);
+        self.deliver(Leg::Prefill, vec![token], vec![logprob], actions);
         if !self.ended() {
             self.finish(reason, now, actions);
         }
@@ -400,14 +411,21 @@ impl Life {
             };
             return self.fail(error, actions);
         }
+        let begun = !matches!(self.state, State::Reserving { .. });
+        let again = self.next == 0 && self.attempt < self.config.max_attempts;
         match error {
-            LegError::Refused if self.next == 0 && self.attempt < self.config.max_attempts => {
+            LegError::Refused | LegError::Lost if again && (error == LegError::Refused || !begun) => {
                 self.close(Leg::Decode, actions);
                 self.close(Leg::Prefill, actions);
                 self.renew_at = None;
                 self.state = State::Queued { since: now };
+                self.queue_deadline = now.after_ms(self.queue_ms).min(self.deadline);
                 actions.push(Action::Requeue { by: member });
             }
+            // It stops in the middle of the answer.
+            LegError::Refused if self.next > 0 => self.fail(GenerateError::NodeLost { node }, actions),
+            LegError::SlowReader => self.fail(GenerateError::SlowReader, actions),
+            LegError::TooLong(message) => self.fail(GenerateError::TooLongForNode { node, message }, actions),
             LegError::Refused => self.fail(GenerateError::NodesFull { attempts: self.attempt }, actions),
             LegError::Lost => self.fail(GenerateError::NodeLost { node }, actions),
             LegError::Deadline => self.fail(GenerateError::DeadlineExceeded(self.place_in_life()), actions),
@@ -502,9 +520,10 @@ impl Life {
         }
     }
 
-    fn protocol(&mut self, what: &str, actions: &mut Vec<Action>) {
-        let node = match &self.placement {
-            Some(placement) => placement.decode.node.clone(),
+    /// `leg`'s node broke the protocol.
+    fn protocol(&mut self, leg: Leg, what: &str, actions: &mut Vec<Action>) {
+        let node = match self.place(leg) {
+            Some(place) => place.node.clone(),
             None => NodeId("unknown".to_owned()),
         };
         let error = GenerateError::NodeFailed {

@@ -13,10 +13,11 @@ use crate::{
 };
 
 /// The next item of the decode leg, `None` for its end. A ticket is its driver's, who has more to check: it is given back as `Err`.
-pub(super) fn decode_event(item: Option<Result<pb::DecodeEvent, Status>>) -> Result<Event, Box<pb::Ticket>> {
+pub(super) fn decode_event(item: Option<Result<Option<pb::DecodeEvent>, Status>>) -> Result<Event, Box<pb::Ticket>> {
     use decode_event::Event as Decode;
     let event = match item {
-        Some(Ok(event)) => event.event,
+        Some(Ok(Some(event))) => event.event,
+        Some(Ok(None)) => return Ok(Event::Opened(Leg::Decode)),
         Some(Err(status)) => return Ok(Event::DecodeFailed(broke(Leg::Decode, &status))),
         None => return Ok(Event::DecodeFailed(protocol("the decode stream ended without a word"))),
     };
@@ -49,10 +50,11 @@ pub(super) fn decode_event(item: Option<Result<pb::DecodeEvent, Status>>) -> Res
 }
 
 /// The next item of the prefill leg, `None` for its end.
-pub(super) fn prefill_event(item: Option<Result<pb::PrefillEvent, Status>>) -> Event {
+pub(super) fn prefill_event(item: Option<Result<Option<pb::PrefillEvent>, Status>>) -> Event {
     use prefill_event::Event as Prefill;
     let event = match item {
-        Some(Ok(event)) => event.event,
+        Some(Ok(Some(event))) => event.event,
+        Some(Ok(None)) => return Event::Opened(Leg::Prefill),
         Some(Err(status)) => return Event::PrefillFailed(broke(Leg::Prefill, &status)),
         None => return Event::PrefillFailed(protocol("the prefill stream ended without a word")),
     };

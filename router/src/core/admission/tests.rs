@@ -70,8 +70,7 @@ impl Run {
     }
 
     fn join(&mut self, node: &str, role: Role, epoch: u128) -> Result<Joined, JoinError> {
-        self.admission
-            .join(hello(node, role, epoch), Time(self.now), &mut self.actions)
+        self.admission.join(hello(node, role, epoch))
     }
 
     /// A member that is ready, with this many blocks to be had.
@@ -151,9 +150,8 @@ fn first_come_first_served_within_credits() {
     }
     assert_eq!(run.granted(), [1, 2]);
     assert_eq!(run.refusals(), [(5, Refusal::QueueFull { limit: 2, retry_ms: 0 })]);
-    // The small one does not pass the one in front.
     run.step(Event::Done { request: id(4) });
-    run.submit(6, 1);
+    run.submit(6, 8);
     run.step(Event::Done { request: id(1) });
     assert_eq!(run.granted(), [1, 2, 3]);
     run.step(Event::Done { request: id(2) });
@@ -190,14 +188,54 @@ fn a_request_larger_than_every_node_is_refused() {
 }
 
 #[test]
-fn those_who_wait_are_told_when_the_last_node_leaves() {
+fn those_who_wait_wait_on_when_a_node_blinks() {
     let mut run = Run::new(4);
     let member = run.node("d", Role::Decode, 0);
     run.submit(1, 8);
-    assert_eq!((run.refusals(), run.admission.waiting()), (vec![], 1));
     run.step(Event::Leave { member });
-    assert_eq!(run.refusals(), [(1, Refusal::NoNodes)]);
-    assert_eq!(run.admission.requests(), 0);
+    run.submit(2, 8);
+    // It comes back, is replaced before its first report, and has room at last.
+    run.join("d", Role::Decode, 2).expect("joins");
+    let member = run.join("d", Role::Decode, 2).expect("joins").member;
+    run.submit(3, 8);
+    assert_eq!(run.admission.waiting(), 1);
+    run.load(member, Phase::Ready, 20);
+    assert_eq!(run.granted(), [1]);
+    assert_eq!(run.refusals(), [2, 3].map(|request| (request, Refusal::NoNodes)));
+}
+
+#[test]
+fn small_ones_pass_a_large_one_but_not_for_ever() {
+    let mut run = Run::new(200);
+    run.node("d", Role::Decode, 8);
+    // Six blocks of eight, and then eight more.
+    run.submit(1, 20);
+    run.submit(2, 28);
+    run.submit(3, 1);
+    assert_eq!(run.granted(), [1, 3]);
+    let mut last = 3;
+    for request in 4..200 {
+        run.submit(request, 1);
+        run.step(Event::Done { request: id(last) });
+        if run.granted().last() == Some(&request) {
+            last = request;
+        }
+    }
+    // One after the other has passed it: now it is its turn.
+    assert_eq!(run.granted().len(), 1 + PASSES as usize);
+    run.step(Event::Done { request: id(last) });
+    run.step(Event::Done { request: id(1) });
+    assert_eq!(run.granted()[1 + PASSES as usize], 2);
+
+    // Not more than a few are looked at.
+    let mut run = Run::new(200);
+    run.node("d", Role::Decode, 8);
+    run.submit(1, 20);
+    for large in 2..2 + LOOKS as u128 {
+        run.submit(large, 28);
+    }
+    run.submit(100, 1);
+    assert_eq!(run.granted(), [1]);
 }
 
 #[test]
@@ -255,7 +293,7 @@ fn a_hello_is_checked() {
     let mut check = |change: fn(&mut Hello), code: &str| {
         let mut hello = hello("x", Role::Decode, 9);
         change(&mut hello);
-        let error = run.admission.join(hello, Time(0), &mut Vec::new());
+        let error = run.admission.join(hello);
         assert_eq!(error.map_err(|error| error.code()), Err(code));
     };
     check(|hello| hello.node.0.clear(), "MALFORMED");
@@ -271,26 +309,19 @@ fn a_hello_is_checked() {
     let mut other = hello("e", Role::Decode, 1);
     other.identity = KvIdentity([8; 32]);
     assert_eq!(
-        run.admission
-            .join(other.clone(), Time(0), &mut Vec::new())
-            .map_err(|e| e.code()),
+        run.admission.join(other.clone()).map_err(|e| e.code()),
         Err("IDENTITY_MISMATCH")
     );
     let mut layout = hello("e", Role::Decode, 1);
     layout.layout.block_tokens = 8;
-    assert_eq!(
-        run.admission
-            .join(layout, Time(0), &mut Vec::new())
-            .map_err(|e| e.code()),
-        Err("LAYOUT_MISMATCH")
-    );
+    assert_eq!(run.admission.join(layout).map_err(|e| e.code()), Err("LAYOUT_MISMATCH"));
     // The same node again, in another life: the older is gone.
     let again = run.join("d", Role::Decode, 2).expect("joins");
     assert_eq!(again.replaced, Some(first));
     assert_eq!(run.admission.members().iter().count(), 1);
     // The last one may come back as something else.
     other.node = NodeId("d".to_owned());
-    assert!(run.admission.join(other, Time(0), &mut Vec::new()).is_ok());
+    assert!(run.admission.join(other).is_ok());
 }
 
 #[derive(Clone, Debug)]

@@ -34,6 +34,10 @@ pub enum LegError {
     Lost,
     /// By the node's clock the request's deadline has passed.
     Deadline,
+    /// The answer was not read in time.
+    SlowReader,
+    /// The request does not fit the node's context.
+    TooLong(String),
     /// The node gave up.
     Failed {
         /// Its stable code.
@@ -61,6 +65,8 @@ pub enum Event {
     Granted(Placement),
     /// Admission gave up on it.
     Refused(GenerateError),
+    /// The leg's node has the dispatch.
+    Opened(Leg),
     /// The decode node reserved blocks.
     Ticket {
         /// Remaining time of the lease.

@@ -302,7 +302,6 @@ fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
     let ticket = || Event::Ticket { lease_ms: 9_000 };
     let lost = || LegError::Lost;
     for events in [
-        vec![handoff(), Event::DecodeFailed(lost())],
         vec![handoff(), ticket(), Event::DecodeFailed(lost())],
         vec![handoff(), ticket(), Event::PrefillFailed(lost())],
         vec![
@@ -311,6 +310,14 @@ fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
             verified(),
             tokens(0, &[1]),
             Event::DecodeFailed(lost()),
+        ],
+        // It stops in the middle of the answer.
+        vec![
+            handoff(),
+            ticket(),
+            verified(),
+            tokens(0, &[1]),
+            Event::DecodeFailed(LegError::Refused),
         ],
         // One leg suffers from the other's loss, and may be the first to say so.
         vec![
@@ -326,11 +333,10 @@ fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
             Event::DecodeFailed(lost()),
         ],
     ] {
-        let legs = if events.len() == 2 { 1 } else { 2 };
         let run = Run::steps(8, events.clone());
         assert_eq!(
             (run.end(), run.closed().len()),
-            (Some(Err("NODE_LOST")), legs),
+            (Some(Err("NODE_LOST")), 2),
             "{events:?}"
         );
     }
@@ -390,6 +396,57 @@ fn a_node_without_room_sends_the_request_back_to_the_queue() {
         full.step(local()).step(Event::DecodeFailed(LegError::Refused));
     }
     assert_eq!(full.end(), Some(Err("NODES_FULL")));
+}
+
+#[test]
+fn a_node_lost_before_it_began_sends_the_request_back_to_the_queue() {
+    for placed in [handoff(), local()] {
+        let mut run = Run::new(8);
+        for attempt in 1..=CONFIG.max_attempts {
+            run.step(placed.clone()).step(Event::DecodeFailed(LegError::Lost));
+            assert_eq!(run.life.queued(), attempt < CONFIG.max_attempts);
+        }
+        assert_eq!(run.end(), Some(Err("NODE_LOST")));
+    }
+}
+
+#[test]
+fn each_wait_has_its_time() {
+    let mut run = Run::new(8);
+    run.now = QUEUE_MS - 30;
+    run.step(local()).step(Event::DecodeFailed(LegError::Refused));
+    assert_eq!(run.life.wake_at(), at(run.now + QUEUE_MS));
+    run.now += QUEUE_MS - 20;
+    run.step(local()).step(Event::DecodeFailed(LegError::Refused));
+    assert_eq!(run.life.wake_at(), at(DEADLINE_MS));
+}
+
+#[test]
+fn the_node_at_fault_is_named() {
+    let ticket = || Event::Ticket { lease_ms: 9_000 };
+    let mut first = done(Some(EndReason::Length));
+    if let Event::PrefillDone { first_token, .. } = &mut first {
+        *first_token = 100;
+    }
+    for (bad, node) in [(first, 1), (tokens(0, &[1]), 2)] {
+        let run = Run::steps(8, [handoff(), ticket(), bad]);
+        let Some(Action::End(Err(GenerateError::NodeFailed { node: named, .. }))) = run.actions.last() else {
+            panic!("a node is at fault");
+        };
+        assert_eq!(*named, place(node).node);
+    }
+}
+
+#[test]
+fn a_dispatch_counts_as_taken_once_the_node_has_it() {
+    let mut run = Run::steps(8, [handoff(), Event::Opened(Leg::Decode), Event::Opened(Leg::Prefill)]);
+    run.step(Event::Ticket { lease_ms: 9_000 })
+        .step(Event::Opened(Leg::Prefill));
+    let acknowledged = run.actions.iter().filter_map(|action| match action {
+        Action::Acknowledged(leg) => Some(*leg),
+        _ => None,
+    });
+    assert_eq!(acknowledged.collect::<Vec<_>>(), [Leg::Decode, Leg::Prefill]);
 }
 
 #[test]
@@ -459,6 +516,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(done(None)),
         1 => Just(done(Some(EndReason::Stop))),
         1 => leg_error.prop_map(Event::PrefillFailed),
+        3 => prop_oneof![Just(Event::Opened(Leg::Decode)), Just(Event::Opened(Leg::Prefill))],
         1 => Just(Event::StopMatched),
         1 => Just(Event::ClientGone),
         1 => Just(Event::RouterStopped),
