@@ -12,7 +12,7 @@ use std::{
 use baton_engine::{
     Engine, EngineOptions, Source,
     cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa},
-    ops::{AttentionShape, Ops},
+    ops::{AttentionShape, Ops, QkvPost},
 };
 use baton_gguf::{Tensor, TensorType};
 use baton_kv::{BlockId, KvDtype, KvLayout};
@@ -50,6 +50,7 @@ fn main() {
             rope_dim: HEAD_DIM,
             rope_base: 10_000.0,
             rope_interleaved: true,
+            window: None,
         },
         max_rows: ROWS,
         max_sampling_rows: 8,
@@ -183,7 +184,7 @@ fn small_operations(config: CpuConfig) {
             ops.add_rms_norm(x, delta, norm, 1e-5, normed)
         });
         let silu = seconds(&mut backend, &plan, times, &|ops| ops.silu_mul(gate_up, product));
-        let qkv_post = seconds(&mut backend, &plan, times, &|ops| ops.qkv_post(0, qkv));
+        let qkv_post = seconds(&mut backend, &plan, times, &|ops| ops.qkv_post(0, &QkvPost::default(), qkv));
         let start = Instant::now();
         backend.run(&plan, &|_| ()).expect("the step");
         let step = start.elapsed().as_secs_f64();

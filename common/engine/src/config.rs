@@ -1,11 +1,13 @@
 //! What a model file says of its decoder, checked.
 
-use std::collections::HashSet;
+mod gguf;
 
-use baton_gguf::{Array, Gguf, GgufError, Tensor, Value};
+use std::{borrow::Cow, collections::HashSet, path::Path};
+
+use baton_gguf::GgufError;
 use baton_kv::TokenId;
 
-use crate::ops::AttentionShape;
+use crate::{OpenError, checkpoint::Checkpoint, ops::AttentionShape};
 
 /// Why a readable model file cannot be run. The file must change, or Baton.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +45,46 @@ const MAX_CONTEXT: usize = 1 << 24;
 /// The longest head that the kernels are made for.
 const MAX_HEAD_DIM: usize = 512;
 
-/// A Llama decoder's shape.
+/// The families whose decoders are switches of the one decoder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Architecture {
+    /// Llama 1 to 3, SmolLM, and Mistral where its file calls it so.
+    Llama,
+    /// Llama with a sliding window.
+    Mistral,
+    /// Biases on queries, keys and values.
+    Qwen2,
+    /// Norms on the heads of queries and keys.
+    Qwen3,
+}
+
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// As GGUF's `general.architecture` and Hugging Face's `model_type` spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    fn by_name(name: &str) -> Result<Self, ConfigError> {
+        Self::ALL
+            .into_iter()
+            .find(|architecture| architecture.name() == name)
+            .ok_or_else(|| ConfigError::Unsupported(format!("the architecture '{name}'")))
+    }
+}
+
+/// A decoder's shape and switches.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
     /// Layers.
     pub layers: usize,
     /// Width of the residual.
@@ -58,6 +97,12 @@ pub struct ModelConfig {
     pub context_length: usize,
     /// Heads and RoPE.
     pub attention: AttentionShape,
+    /// What the frequency of each rotated pair is divided by; empty: by nothing.
+    pub rope_factors: Vec<f64>,
+    /// Biases are added to queries, keys and values.
+    pub qkv_bias: bool,
+    /// Each head of queries and keys is normed before it is rotated.
+    pub qk_norm: bool,
     /// Added to the mean square in every norm.
     pub epsilon: f32,
     /// The output matrix is the embedding's.
@@ -67,32 +112,23 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks the metadata of architecture `llama`, and that every tensor is there, has its shape, and is used.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self, ConfigError> {
-        let architecture = gguf.string("general.architecture")?;
-        if architecture != "llama" {
-            return Err(ConfigError::Unsupported(format!("the architecture '{architecture}'")));
-        }
-        refuse_what_is_not_built(gguf)?;
-        let layers = bounded(gguf, "llama.block_count", MAX_LAYERS)?;
-        let embedding = bounded(gguf, "llama.embedding_length", MAX_WIDTH)?;
-        let heads = bounded(gguf, "llama.attention.head_count", MAX_WIDTH)?;
-        let config = Self {
-            layers,
-            embedding,
-            feed_forward: bounded(gguf, "llama.feed_forward_length", MAX_WIDTH)?,
-            vocabulary: vocabulary(gguf)?,
-            context_length: bounded(gguf, "llama.context_length", MAX_CONTEXT)?,
-            attention: attention(gguf, embedding, heads)?,
-            epsilon: positive(gguf, "llama.attention.layer_norm_rms_epsilon")?,
-            tied_embedding: gguf.tensor("output.weight").is_none(),
-            eos_ids: eos_ids(gguf),
+    /// Reads and checks what a checkpoint says of its model, and that every tensor is there, has its shape, and is used.
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
+        let config = match checkpoint {
+            Checkpoint::Gguf(gguf) => gguf::read(gguf)?,
         };
-        config.check_tensors(gguf)?;
+        config.check_shape()?;
+        config.check_tensors(checkpoint)?;
         Ok(config)
     }
 
-    /// Names and shapes (rows, columns) of all tensors.
+    /// The same from a model's path, and its name as clients use it; reads no weights.
+    pub fn open(path: &Path) -> Result<(String, Self), OpenError> {
+        let checkpoint = Checkpoint::open(path)?;
+        Ok((checkpoint.model_name(path), Self::of(&checkpoint)?))
+    }
+
+    /// Names (GGUF's) and shapes (rows, columns) of all tensors.
     pub fn tensors(&self) -> Vec<(String, usize, usize)> {
         let shape = &self.attention;
         let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
@@ -103,196 +139,88 @@ impl ModelConfig {
         if !self.tied_embedding {
             tensors.push(("output.weight".to_owned(), self.vocabulary, self.embedding));
         }
+        let mut parts = vec![
+            ("attn_norm.weight", 1, self.embedding),
+            ("attn_q.weight", q, self.embedding),
+            ("attn_k.weight", kv, self.embedding),
+            ("attn_v.weight", kv, self.embedding),
+            ("attn_output.weight", self.embedding, q),
+            ("ffn_norm.weight", 1, self.embedding),
+            ("ffn_gate.weight", self.feed_forward, self.embedding),
+            ("ffn_up.weight", self.feed_forward, self.embedding),
+            ("ffn_down.weight", self.embedding, self.feed_forward),
+        ];
+        if self.qkv_bias {
+            parts.extend([("attn_q.bias", 1, q), ("attn_k.bias", 1, kv), ("attn_v.bias", 1, kv)]);
+        }
+        if self.qk_norm {
+            parts.extend([
+                ("attn_q_norm.weight", 1, shape.head_dim),
+                ("attn_k_norm.weight", 1, shape.head_dim),
+            ]);
+        }
         for layer in 0..self.layers {
-            for (part, rows, columns) in [
-                ("attn_norm", 1, self.embedding),
-                ("attn_q", q, self.embedding),
-                ("attn_k", kv, self.embedding),
-                ("attn_v", kv, self.embedding),
-                ("attn_output", self.embedding, q),
-                ("ffn_norm", 1, self.embedding),
-                ("ffn_gate", self.feed_forward, self.embedding),
-                ("ffn_up", self.feed_forward, self.embedding),
-                ("ffn_down", self.embedding, self.feed_forward),
-            ] {
-                tensors.push((format!("blk.{layer}.{part}.weight"), rows, columns));
-            }
+            let named = |&(part, rows, columns): &(&str, usize, usize)| (format!("blk.{layer}.{part}"), rows, columns);
+            tensors.extend(parts.iter().map(named));
         }
         tensors
     }
 
-    fn check_tensors(&self, gguf: &Gguf) -> Result<(), ConfigError> {
+    /// What holds of every source.
+    fn check_shape(&self) -> Result<(), ConfigError> {
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            rope_dim,
+            ..
+        } = self.attention;
+        let inconsistent = |what: String| Err(ConfigError::Inconsistent(what));
+        if !heads.is_multiple_of(kv_heads) {
+            return inconsistent(format!("{heads} heads do not divide into {kv_heads} KV heads"));
+        }
+        if head_dim % 2 != 0 || rope_dim % 2 != 0 || rope_dim > head_dim || head_dim > MAX_HEAD_DIM {
+            return inconsistent(format!("heads of {head_dim} elements, of which {rope_dim} are rotated"));
+        }
+        if heads * head_dim > MAX_WIDTH {
+            return inconsistent(format!("{heads} heads of {head_dim} elements"));
+        }
+        if self.vocabulary >= TokenId::MAX as usize {
+            return inconsistent(format!("a vocabulary of {} tokens", self.vocabulary));
+        }
+        let factors = &self.rope_factors;
+        let sound = |factor: &f64| (1e-6..=1e6).contains(factor);
+        if !factors.is_empty() && (factors.len() != rope_dim / 2 || !factors.iter().all(sound)) {
+            return inconsistent(format!(
+                "{} RoPE factors for {rope_dim} rotated elements",
+                factors.len()
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_tensors(&self, checkpoint: &Checkpoint) -> Result<(), ConfigError> {
         let tensors = self.tensors();
         for (name, rows, columns) in &tensors {
-            let tensor = tensor(gguf, name)?;
+            let tensor = checkpoint.required(name)?;
             let (expected, found) = ((*rows, *columns), (tensor.rows, tensor.columns));
             if expected != found {
                 return Err(ConfigError::Shape {
-                    name: name.clone(),
+                    name: tensor.name.to_owned(),
                     expected,
                     found,
                 });
             }
         }
-        // A tensor that is not used (a bias, a norm of queries, RoPE factors, an adapter) would change the answer.
-        let known: HashSet<&str> = tensors.iter().map(|(name, ..)| name.as_str()).collect();
-        match gguf.tensors().iter().find(|entry| !known.contains(entry.name.as_str())) {
-            Some(entry) => Err(ConfigError::Unsupported(format!("the tensor '{}'", entry.name))),
+        // A tensor that is not used (another bias, an adapter) would change the answer. The RoPE factors were read with the metadata.
+        let known: HashSet<Cow<'_, str>> = tensors
+            .iter()
+            .map(|(name, ..)| checkpoint.own_name(name))
+            .chain([gguf::ROPE_FACTORS.into()])
+            .collect();
+        match checkpoint.tensors().iter().find(|tensor| !known.contains(tensor.name)) {
+            Some(tensor) => Err(ConfigError::Unsupported(format!("the tensor '{}'", tensor.name))),
             None => Ok(()),
         }
     }
-}
-
-/// A tensor that must be there.
-pub(crate) fn tensor<'a>(gguf: &'a Gguf, name: &str) -> Result<Tensor<'a>, ConfigError> {
-    gguf.tensor(name)
-        .ok_or_else(|| ConfigError::MissingTensor(name.to_owned()))
-}
-
-fn attention(gguf: &Gguf, embedding: usize, heads: usize) -> Result<AttentionShape, ConfigError> {
-    let kv_heads = optional(gguf, "llama.attention.head_count_kv", MAX_WIDTH)?.unwrap_or(heads);
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(ConfigError::Inconsistent(format!(
-            "{heads} heads do not divide into {kv_heads} KV heads"
-        )));
-    }
-    let head_dim = match optional(gguf, "llama.attention.key_length", MAX_HEAD_DIM)? {
-        Some(length) => length,
-        None if embedding.is_multiple_of(heads) => embedding / heads,
-        None => {
-            return Err(ConfigError::Inconsistent(format!(
-                "{embedding} columns do not divide into {heads} heads"
-            )));
-        }
-    };
-    let value_dim = optional(gguf, "llama.attention.value_length", MAX_HEAD_DIM)?.unwrap_or(head_dim);
-    if value_dim != head_dim {
-        return Err(ConfigError::Unsupported(format!(
-            "keys of {head_dim} with values of {value_dim} elements"
-        )));
-    }
-    let rope_dim = optional(gguf, "llama.rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim);
-    if head_dim % 2 != 0 || rope_dim % 2 != 0 || rope_dim > head_dim || head_dim > MAX_HEAD_DIM {
-        return Err(ConfigError::Inconsistent(format!(
-            "heads of {head_dim} elements, of which {rope_dim} are rotated"
-        )));
-    }
-    if heads * head_dim > MAX_WIDTH {
-        return Err(ConfigError::Inconsistent(format!(
-            "{heads} heads of {head_dim} elements"
-        )));
-    }
-    let rope_base = match gguf.metadata("llama.rope.freq_base") {
-        Some(_) => positive(gguf, "llama.rope.freq_base")?.into(),
-        None => 10_000.0,
-    };
-    // Converters permute the rows of q and k of this architecture, so that a pair lies side by side.
-    Ok(AttentionShape {
-        heads,
-        kv_heads,
-        head_dim,
-        rope_dim,
-        rope_base,
-        rope_interleaved: true,
-    })
-}
-
-fn vocabulary(gguf: &Gguf) -> Result<usize, ConfigError> {
-    let rows = tensor(gguf, "token_embd.weight")?.rows;
-    if rows >= TokenId::MAX as usize {
-        return Err(ConfigError::Inconsistent(format!("a vocabulary of {rows} tokens")));
-    }
-    match optional(gguf, "llama.vocab_size", usize::MAX)? {
-        Some(said) if said != rows => Err(ConfigError::Inconsistent(format!(
-            "{rows} embeddings for a vocabulary of {said} tokens"
-        ))),
-        _ => Ok(rows),
-    }
-}
-
-fn refuse_what_is_not_built(gguf: &Gguf) -> Result<(), ConfigError> {
-    let refuse = |what: String| Err(ConfigError::Unsupported(what));
-    if let Some(scaling) = gguf.metadata("llama.rope.scaling.type").and_then(Value::as_str)
-        && scaling != "none"
-    {
-        return refuse(format!("the RoPE scaling '{scaling}'"));
-    }
-    for key in ["llama.rope.scale_linear", "llama.rope.scaling.factor"] {
-        if let Some(factor) = gguf.metadata(key).and_then(Value::as_f32)
-            && factor != 1.0
-        {
-            return refuse(format!("a RoPE scaling factor of {factor}"));
-        }
-    }
-    if gguf.tensor("rope_freqs.weight").is_some() {
-        return refuse("RoPE frequency factors".to_owned());
-    }
-    let positive = |key| {
-        gguf.metadata(key)
-            .and_then(Value::as_u64)
-            .is_some_and(|count| count > 0)
-    };
-    if positive("llama.expert_count") {
-        return refuse("a mixture of experts".to_owned());
-    }
-    if positive("llama.attention.sliding_window") {
-        return refuse("a sliding attention window".to_owned());
-    }
-    Ok(())
-}
-
-/// A required count in `1..=limit`.
-fn bounded(gguf: &Gguf, key: &str, limit: usize) -> Result<usize, ConfigError> {
-    let value = gguf.u64(key)?;
-    match usize::try_from(value) {
-        Ok(value) if (1..=limit).contains(&value) => Ok(value),
-        _ => Err(ConfigError::Inconsistent(format!(
-            "{key} is {value}, outside 1..={limit}"
-        ))),
-    }
-}
-
-fn optional(gguf: &Gguf, key: &str, limit: usize) -> Result<Option<usize>, ConfigError> {
-    gguf.metadata(key).map(|_| bounded(gguf, key, limit)).transpose()
-}
-
-fn positive(gguf: &Gguf, key: &str) -> Result<f32, ConfigError> {
-    let value = gguf.f32(key)?;
-    if value.is_finite() && value > 0.0 {
-        return Ok(value);
-    }
-    Err(ConfigError::Inconsistent(format!("{key} is {value}")))
-}
-
-/// Control tokens that end a turn or a text in the model families in use, by their text; files often name only one of them.
-const END_TEXTS: [&str; 8] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<end_of_turn>",
-    "</s>",
-];
-/// `tokenizer.ggml.token_type` of a control token.
-const CONTROL: i32 = 3;
-
-fn eos_ids(gguf: &Gguf) -> Vec<TokenId> {
-    let named = ["eos", "eot", "eom"]
-        .iter()
-        .filter_map(|which| gguf.u32(&format!("tokenizer.ggml.{which}_token_id")).ok());
-    let texts = gguf.array_string("tokenizer.ggml.tokens").unwrap_or_default();
-    let types: &[i32] = match gguf.metadata("tokenizer.ggml.token_type").and_then(Value::as_array) {
-        Some(Array::I32(types)) => types,
-        _ => &[],
-    };
-    let by_text = (0..)
-        .zip(texts.iter().zip(types))
-        .filter(|(_, (text, kind))| **kind == CONTROL && END_TEXTS.contains(&text.as_str()))
-        .map(|(id, _)| id);
-    let mut ids: Vec<TokenId> = named.chain(by_text).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
 }

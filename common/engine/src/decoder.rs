@@ -1,8 +1,8 @@
-//! The Llama decoder, one piece of code over [`Ops`].
+//! The decoder, one piece of code over [`Ops`]. Llama, Mistral, Qwen2 and Qwen3 are switches of it.
 
 use baton_scheduler::Sampled;
 
-use crate::ops::{Buffer, Ops, Vector, Weight};
+use crate::ops::{Buffer, Ops, QkvPost, Vector, Weight};
 
 /// A loaded decoder: handles into the backend that loaded it.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Layer {
     pub attention_norm: Vector,
     /// Queries, keys and values, stacked: `[(heads + 2·kv_heads)·head_dim, embedding]`.
     pub qkv: Weight,
+    /// What happens to them next.
+    pub qkv_post: QkvPost,
     /// Attention's output `[embedding, heads·head_dim]`.
     pub attention_output: Weight,
     /// Norm before the feed-forward block.
@@ -74,7 +76,7 @@ impl Decoder {
         );
         for (index, layer) in self.layers.iter().enumerate() {
             ops.linear(layer.qkv, arena.normed, arena.qkv);
-            ops.qkv_post(index, arena.qkv);
+            ops.qkv_post(index, &layer.qkv_post, arena.qkv);
             ops.attention(index, arena.qkv, arena.attended);
             ops.linear(layer.attention_output, arena.attended, arena.delta);
             ops.add_rms_norm(

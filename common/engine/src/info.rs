@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use baton_kv::KvIdentity;
 
 use crate::{
-    ModelConfig, identity,
-    open::{BLOCK_TOKENS, OpenError, parameters, read},
+    ModelConfig,
+    checkpoint::Checkpoint,
+    identity,
+    open::{BLOCK_TOKENS, OpenError},
 };
 
 /// A model file, read and checked.
@@ -31,21 +33,21 @@ pub struct ModelSummary {
 impl ModelSummary {
     /// Reads the whole file, on `threads` threads.
     pub fn of_file(path: &Path, threads: usize) -> Result<Self, OpenError> {
-        let gguf = read(path)?;
-        let config = ModelConfig::from_gguf(&gguf)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let config = ModelConfig::of(&checkpoint)?;
         let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-        for tensor in gguf.tensors() {
+        for tensor in checkpoint.tensors() {
             let (tensors, bytes) = types.entry(tensor.dtype.to_string()).or_default();
             *tensors += 1;
-            *bytes += tensor.len as u64;
+            *bytes += tensor.bytes.len() as u64;
         }
         Ok(Self {
-            name: baton_gguf::model_name(&gguf, path),
+            name: checkpoint.model_name(path),
             types,
-            parameters: parameters(&gguf),
-            file_bytes: gguf.bytes_all().len() as u64,
+            parameters: checkpoint.parameters(),
+            file_bytes: checkpoint.file_bytes(),
             kv_token_bytes: config.layout(BLOCK_TOKENS).token_bytes(),
-            identity: identity::of_file(&gguf, &config, threads, &|_| {}),
+            identity: identity::of_model(&checkpoint, &config, threads, &|_| {}),
             config,
         })
     }
@@ -63,7 +65,7 @@ impl fmt::Display for ModelSummary {
             .collect();
         let lines = [
             ("name", self.name.clone()),
-            ("architecture", "llama".to_owned()),
+            ("architecture", config.architecture.name().to_owned()),
             ("parameters", format!("{:.1} M", self.parameters as f64 / 1e6)),
             ("file", format!("{} MB", self.file_bytes / 1_000_000)),
             ("tensors", types.join(", ")),
@@ -74,7 +76,24 @@ impl fmt::Display for ModelSummary {
                 "heads",
                 format!("{} ({} KV) of {}", shape.heads, shape.kv_heads, shape.head_dim),
             ),
-            ("RoPE base", shape.rope_base.to_string()),
+            (
+                "RoPE base",
+                format!(
+                    "{}{}",
+                    shape.rope_base,
+                    if config.rope_factors.is_empty() {
+                        ""
+                    } else {
+                        " (scaled)"
+                    }
+                ),
+            ),
+            (
+                "window",
+                shape
+                    .window
+                    .map_or("none".to_owned(), |window| format!("{window} tokens")),
+            ),
             (
                 "vocabulary",
                 format!(

@@ -9,6 +9,7 @@
 //! Deliberately absent: text, networking, scheduling policy.
 
 mod available;
+mod checkpoint;
 mod config;
 pub mod cpu;
 pub mod decoder;
@@ -22,7 +23,7 @@ pub mod ops;
 pub mod sampler;
 pub mod simulated;
 
-pub use config::{ConfigError, ModelConfig};
+pub use config::{Architecture, ConfigError, ModelConfig};
 pub use cpu::Isa;
 pub use engine::{Engine, ModelSpec, StepError};
 pub use identity::NUMERICS_CLASS;

@@ -1,18 +1,18 @@
-//! The engine of a Llama model file on the CPU: loads the decoder's weights, and runs it.
+//! The engine of a model on the CPU: loads the decoder's weights, and runs it.
 
 use std::sync::Arc;
 
-use baton_gguf::{Gguf, Tensor};
+use baton_gguf::Tensor;
 use baton_kv::{KvDtype, KvIdentity, KvLayout, KvMemory};
 use baton_scheduler::{StepOutput, StepPlan};
 
 use crate::{
     Engine, ModelConfig, ModelSpec, StepError,
-    config::tensor,
+    checkpoint::Checkpoint,
     cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, Isa, LoadError},
     decoder::{Arena, Decoder, Layer},
     open::OpenError,
-    ops::{Vector, Weight},
+    ops::{QkNorms, QkvPost, Vector, Weight},
 };
 
 /// A loaded model with its pool and its threads.
@@ -73,7 +73,7 @@ impl ModelConfig {
 impl LlamaEngine {
     /// Repacks the weights and starts the threads. `packed` is told the file's bytes that are done.
     pub(crate) fn load(
-        gguf: &Gguf,
+        checkpoint: &Checkpoint,
         config: &ModelConfig,
         limits: LlamaLimits,
         model: ModelSpec,
@@ -91,7 +91,7 @@ impl LlamaEngine {
             max_context: config.context_length,
         })?;
         let mut loader = Loader {
-            gguf,
+            checkpoint,
             builder,
             done: 0,
             packed,
@@ -143,9 +143,9 @@ impl Engine for LlamaEngine {
     }
 }
 
-/// Takes the decoder's weights out of the file, in the order in which a step reads them.
+/// Takes the decoder's weights out of the checkpoint, in the order in which a step reads them.
 struct Loader<'a> {
-    gguf: &'a Gguf,
+    checkpoint: &'a Checkpoint,
     builder: CpuBackendBuilder,
     done: u64,
     packed: &'a dyn Fn(u64),
@@ -153,9 +153,12 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn decoder(&mut self, config: &ModelConfig, max_rows: usize, max_sequences: usize) -> Result<Decoder, OpenError> {
+        if !config.rope_factors.is_empty() {
+            self.builder.rope_factors(&config.rope_factors)?;
+        }
         let embedding = self.load(&["token_embd.weight"], |builder, parts| builder.embedding(parts[0]))?;
         let layers = (0..config.layers)
-            .map(|layer| self.layer(layer))
+            .map(|layer| self.layer(config, layer))
             .collect::<Result<_, _>>()?;
         let norm = self.vector("output_norm.weight")?;
         let output = if config.tied_embedding {
@@ -189,11 +192,31 @@ impl Loader<'_> {
         })
     }
 
-    fn layer(&mut self, layer: usize) -> Result<Layer, OpenError> {
+    fn layer(&mut self, config: &ModelConfig, layer: usize) -> Result<Layer, OpenError> {
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let bias = |part: &str| format!("blk.{layer}.{part}.bias");
         Ok(Layer {
             attention_norm: self.vector(&name("attn_norm"))?,
             qkv: self.matrix(&[&name("attn_q"), &name("attn_k"), &name("attn_v")])?,
+            qkv_post: QkvPost {
+                bias: if config.qkv_bias {
+                    let names = ["attn_q", "attn_k", "attn_v"].map(bias);
+                    Some(self.load(&names.each_ref().map(String::as_str), |builder, parts| {
+                        builder.stacked_vector(parts)
+                    })?)
+                } else {
+                    None
+                },
+                norms: if config.qk_norm {
+                    Some(QkNorms {
+                        query: self.vector(&name("attn_q_norm"))?,
+                        key: self.vector(&name("attn_k_norm"))?,
+                        epsilon: config.epsilon,
+                    })
+                } else {
+                    None
+                },
+            },
             attention_output: self.matrix(&[&name("attn_output")])?,
             feed_forward_norm: self.vector(&name("ffn_norm"))?,
             gate_up: self.matrix(&[&name("ffn_gate"), &name("ffn_up")])?,
@@ -216,7 +239,7 @@ impl Loader<'_> {
     ) -> Result<T, OpenError> {
         let parts = names
             .iter()
-            .map(|name| tensor(self.gguf, name))
+            .map(|name| self.checkpoint.required(name))
             .collect::<Result<Vec<_>, _>>()?;
         let loaded = add(&mut self.builder, &parts)?;
         self.done += parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();

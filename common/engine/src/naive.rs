@@ -7,15 +7,15 @@ mod matrix;
 
 use std::path::Path;
 
-use baton_gguf::{Gguf, dequantize};
+use baton_gguf::dequantize;
 use baton_kv::TokenId;
 use baton_scheduler::Sample;
 
 use crate::{
     ConfigError, ModelConfig,
-    config::tensor,
+    checkpoint::Checkpoint,
     cpu::math::{LANES, exp, from_bf16, power, sin_cos, to_bf16, tree_sum},
-    open::{OpenError, read},
+    open::OpenError,
     sampler::{SampleError, SamplerScratch, draw},
 };
 
@@ -39,6 +39,10 @@ struct Layer {
     k: Matrix,
     v: Matrix,
     attention_output: Matrix,
+    /// Of queries, keys and values.
+    biases: Option<[Vec<f32>; 3]>,
+    /// Of single heads of queries and keys.
+    head_norms: Option<[Vec<f32>; 2]>,
     feed_forward_norm: Vec<f32>,
     gate: Matrix,
     up: Matrix,
@@ -48,16 +52,16 @@ struct Layer {
 impl NaiveModel {
     /// Reads a model file.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let gguf = read(path)?;
-        let config = ModelConfig::from_gguf(&gguf)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let config = ModelConfig::of(&checkpoint)?;
         Ok(Self {
-            embedding: matrix(&gguf, "token_embd.weight")?,
+            embedding: matrix(&checkpoint, "token_embd.weight")?,
             layers: (0..config.layers)
-                .map(|layer| Layer::read(&gguf, layer))
+                .map(|layer| Layer::read(&checkpoint, &config, layer))
                 .collect::<Result<_, _>>()?,
-            norm: vector(&gguf, "output_norm.weight")?,
+            norm: vector(&checkpoint, "output_norm.weight")?,
             output: (!config.tied_embedding)
-                .then(|| matrix(&gguf, "output.weight"))
+                .then(|| matrix(&checkpoint, "output.weight"))
                 .transpose()?,
             config,
         })
@@ -89,27 +93,38 @@ impl NaiveModel {
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for (position, row) in rows.iter().enumerate() {
             let normed = self.rms_norm(row, &layer.attention_norm);
-            let (mut q, mut k) = (layer.q.times(&normed), layer.k.times(&normed));
-            q.chunks_exact_mut(shape.head_dim)
-                .for_each(|head| self.rotate(head, position));
-            k.chunks_exact_mut(shape.head_dim)
-                .for_each(|head| self.rotate(head, position));
+            let [mut q, mut k, mut v] = [&layer.q, &layer.k, &layer.v].map(|matrix| matrix.times(&normed));
+            if let Some([q_bias, k_bias, v_bias]) = &layer.biases {
+                add(&mut q, q_bias);
+                add(&mut k, k_bias);
+                add(&mut v, v_bias);
+            }
+            for (x, which) in [(&mut q, 0), (&mut k, 1)] {
+                for head in x.chunks_exact_mut(shape.head_dim) {
+                    if let Some(norms) = &layer.head_norms {
+                        let normed = self.rms_norm(head, &norms[which]);
+                        head.copy_from_slice(&normed);
+                    }
+                    self.rotate(head, position);
+                }
+            }
             queries.push(q);
             keys.push(rounded(k));
-            values.push(rounded(layer.v.times(&normed)));
+            values.push(rounded(v));
         }
         for (position, row) in rows.iter_mut().enumerate() {
             let mut attended = Vec::new();
             for head in 0..shape.heads {
                 let query = part(&queries[position], head, shape.head_dim);
                 let kv_head = head / (shape.heads / shape.kv_heads);
+                let first = shape.first_seen(position);
                 let past = |all: &[Vec<f32>]| -> Vec<Vec<f32>> {
-                    all[..=position]
+                    all[first..=position]
                         .iter()
                         .map(|row| part(row, kv_head, shape.head_dim).to_vec())
                         .collect()
                 };
-                attended.extend(attention(query, &past(&keys), &past(&values)));
+                attended.extend(attention(query, &past(&keys), &past(&values), first));
             }
             add(row, &layer.attention_output.times(&attended));
         }
@@ -139,6 +154,11 @@ impl NaiveModel {
         let pairs = shape.rope_dim / 2;
         for pair in 0..pairs {
             let frequency = power(shape.rope_base, -2.0 * pair as f64 / shape.rope_dim as f64);
+            let frequency = self
+                .config
+                .rope_factors
+                .get(pair)
+                .map_or(frequency, |factor| frequency / factor);
             let (sine, cosine) = sin_cos(position as f64 * frequency);
             let (sine, cosine) = (sine as f32, cosine as f32);
             let (i, j) = if shape.rope_interleaved {
@@ -154,39 +174,56 @@ impl NaiveModel {
 }
 
 impl Layer {
-    fn read(gguf: &Gguf, layer: usize) -> Result<Self, ConfigError> {
+    fn read(checkpoint: &Checkpoint, config: &ModelConfig, layer: usize) -> Result<Self, ConfigError> {
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let head_norm = |part: &str| vector(checkpoint, &name(part));
+        let bias = |part: &str| vector(checkpoint, &format!("blk.{layer}.{part}.bias"));
         Ok(Self {
-            attention_norm: vector(gguf, &name("attn_norm"))?,
-            q: matrix(gguf, &name("attn_q"))?,
-            k: matrix(gguf, &name("attn_k"))?,
-            v: matrix(gguf, &name("attn_v"))?,
-            attention_output: matrix(gguf, &name("attn_output"))?,
-            feed_forward_norm: vector(gguf, &name("ffn_norm"))?,
-            gate: matrix(gguf, &name("ffn_gate"))?,
-            up: matrix(gguf, &name("ffn_up"))?,
-            down: matrix(gguf, &name("ffn_down"))?,
+            attention_norm: vector(checkpoint, &name("attn_norm"))?,
+            q: matrix(checkpoint, &name("attn_q"))?,
+            k: matrix(checkpoint, &name("attn_k"))?,
+            v: matrix(checkpoint, &name("attn_v"))?,
+            attention_output: matrix(checkpoint, &name("attn_output"))?,
+            biases: config
+                .qkv_bias
+                .then(|| Ok::<_, ConfigError>([bias("attn_q")?, bias("attn_k")?, bias("attn_v")?]))
+                .transpose()?,
+            head_norms: config
+                .qk_norm
+                .then(|| Ok::<_, ConfigError>([head_norm("attn_q_norm")?, head_norm("attn_k_norm")?]))
+                .transpose()?,
+            feed_forward_norm: vector(checkpoint, &name("ffn_norm"))?,
+            gate: matrix(checkpoint, &name("ffn_gate"))?,
+            up: matrix(checkpoint, &name("ffn_up"))?,
+            down: matrix(checkpoint, &name("ffn_down"))?,
         })
     }
 }
 
-fn matrix(gguf: &Gguf, name: &str) -> Result<Matrix, ConfigError> {
-    Matrix::read(&tensor(gguf, name)?)
+fn matrix(checkpoint: &Checkpoint, name: &str) -> Result<Matrix, ConfigError> {
+    Matrix::read(&checkpoint.required(name)?)
 }
 
-fn vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, ConfigError> {
-    let tensor = tensor(gguf, name)?;
+fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ConfigError> {
+    let tensor = checkpoint.required(name)?;
     let mut out = vec![0.0; tensor.columns];
     dequantize(&tensor, 0, &mut out).map_err(|error| ConfigError::Unsupported(error.to_string()))?;
     Ok(out)
 }
 
-/// Softmax over the past in tiles, with the running maximum corrected after each. All `[head_dim]`.
-fn attention(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
+/// Softmax over the past in tiles, with the running maximum corrected after each. All `[head_dim]`. Keys and values are those from position `first` on;
+/// tiles lie at multiples of their size.
+fn attention(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], first: usize) -> Vec<f32> {
     let scale = 1.0 / (query.len() as f32).sqrt();
     let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
     let mut out = vec![0.0f32; query.len()];
-    for (keys, values) in keys.chunks(TILE).zip(values.chunks(TILE)) {
+    let (mut keys_left, mut values_left) = (keys, values);
+    while !keys_left.is_empty() {
+        let position = first + keys.len() - keys_left.len();
+        let tokens = (TILE - position % TILE).min(keys_left.len());
+        let (keys, values);
+        (keys, keys_left) = keys_left.split_at(tokens);
+        (values, values_left) = values_left.split_at(tokens);
         let scores: Vec<f32> = keys.iter().map(|key| dot(query, key) * scale).collect();
         let before = max;
         max = scores

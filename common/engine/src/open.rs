@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use baton_gguf::{Gguf, GgufError};
+use baton_gguf::{GgufError, Tensor, TensorType};
 use baton_kv::KvLayout;
 
 use crate::{
     Engine, LlamaEngine, ModelConfig, ModelSpec, available,
+    checkpoint::Checkpoint,
     config::ConfigError,
     cpu::{Isa, LoadError},
     identity,
@@ -133,7 +134,7 @@ impl OpenError {
         }
     }
 
-    fn from_gguf(path: &Path, error: GgufError) -> Self {
+    pub(crate) fn from_gguf(path: &Path, error: GgufError) -> Self {
         match error {
             GgufError::Io(reason) => Self::NotFound {
                 path: path.to_owned(),
@@ -204,19 +205,19 @@ pub fn open_file(
     progress: &(dyn Fn(LoadProgress) + Sync),
 ) -> Result<LlamaEngine, OpenError> {
     check_options(options)?;
-    let gguf = read(path)?;
-    let config = ModelConfig::from_gguf(&gguf)?;
+    let checkpoint = Checkpoint::open(path)?;
+    let config = ModelConfig::of(&checkpoint)?;
     let layout = config.layout(BLOCK_TOKENS);
     let blocks = blocks(&layout, options.kv_bytes)?;
-    let total: u64 = gguf.tensors().iter().map(|tensor| tensor.len as u64).sum();
-    // Panels are up to an eighth larger than the file's blocks (wider scales).
-    let weights = total.saturating_add(total / 8);
+    let tensors = checkpoint.tensors();
+    let total: u64 = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
+    let weights = tensors.iter().map(panel_bytes).fold(0, u64::saturating_add);
     check_memory(
         weights.saturating_add(config.arena_bytes(options.max_rows, options.max_sequences)),
         options.kv_bytes,
     )?;
 
-    let identity = identity::of_file(&gguf, &config, options.threads, &|done| {
+    let identity = identity::of_model(&checkpoint, &config, options.threads, &|done| {
         progress(LoadProgress {
             stage: LoadStage::Hashing,
             done,
@@ -232,14 +233,14 @@ pub fn open_file(
         max_sequences: options.max_sequences,
     };
     let model = ModelSpec {
-        name: baton_gguf::model_name(&gguf, path),
+        name: checkpoint.model_name(path),
         vocabulary: config.vocabulary,
         context_length: config.context_length,
         eos_ids: config.eos_ids.clone(),
-        parameters: parameters(&gguf),
+        parameters: checkpoint.parameters(),
         weight_bytes: 0,
     };
-    LlamaEngine::load(&gguf, &config, limits, model, identity, &|done| {
+    LlamaEngine::load(&checkpoint, &config, limits, model, identity, &|done| {
         progress(LoadProgress {
             stage: LoadStage::Packing,
             done,
@@ -248,17 +249,15 @@ pub fn open_file(
     })
 }
 
-/// Maps a model file and checks its structure.
-pub(crate) fn read(path: &Path) -> Result<Gguf, OpenError> {
-    Gguf::open(path).map_err(|error| OpenError::from_gguf(path, error))
-}
-
-/// Numbers in all tensors.
-pub(crate) fn parameters(gguf: &Gguf) -> u64 {
-    gguf.tensors()
-        .iter()
-        .map(|tensor| tensor.rows as u64 * tensor.columns as u64)
-        .sum()
+/// About what the CPU backend holds for a tensor.
+fn panel_bytes(tensor: &Tensor<'_>) -> u64 {
+    let bytes = tensor.bytes.len() as u64;
+    match tensor.dtype {
+        // Held as f32.
+        TensorType::F16 | TensorType::Bf16 => bytes.saturating_mul(2),
+        // Scales lie on cache lines.
+        _ => bytes.saturating_add(bytes / 8),
+    }
 }
 
 fn check_options(options: &EngineOptions) -> Result<(), OpenError> {

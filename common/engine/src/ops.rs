@@ -34,6 +34,35 @@ pub struct AttentionShape {
     pub rope_base: f64,
     /// Pairs `(i, i + rope_dim/2)` (NeoX) or `(2i, 2i + 1)` (the GGUF `llama` order).
     pub rope_interleaved: bool,
+    /// Positions that a row sees, its own included; `None`: all before it.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// The first position that the row at `position` sees.
+    pub fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+/// What is done to a row's queries, keys and values before queries and keys are rotated.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct QkvPost {
+    /// Added `[heads + 2·kv_heads, head_dim]` (Qwen2).
+    pub bias: Option<Vector>,
+    /// Then each head of queries and keys is normed (Qwen3).
+    pub norms: Option<QkNorms>,
+}
+
+/// Norms of single heads.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct QkNorms {
+    /// Of queries `[head_dim]`.
+    pub query: Vector,
+    /// Of keys `[head_dim]`.
+    pub key: Vector,
+    /// Added to the mean square.
+    pub epsilon: f32,
 }
 
 /// About a dozen fused operations. Rows, positions, tables and sampling come from the running step's plan.
@@ -50,11 +79,12 @@ pub trait Ops {
     /// `out[r] = weight · x[r]`.
     fn linear(&mut self, weight: Weight, x: Buffer, out: Buffer);
 
-    /// `qkv[r]` is `[heads + 2·kv_heads, head_dim]`: rotates queries (in place) and keys by the row's position, and appends keys and values, rounded to the
-    /// pool's dtype, to the pool.
-    fn qkv_post(&mut self, layer: usize, qkv: Buffer);
+    /// `qkv[r]` is `[heads + 2·kv_heads, head_dim]`: does what `post` says, rotates queries and keys by the row's position (in place), and appends keys and
+    /// values, rounded to the pool's dtype, to the pool.
+    fn qkv_post(&mut self, layer: usize, post: &QkvPost, qkv: Buffer);
 
-    /// `out[r] [heads, head_dim]`: attention of row r's queries over positions `0..=position(r)` in the pool, in KV tiles of 32 in block order.
+    /// `out[r] [heads, head_dim]`: attention of row r's queries over positions `first_seen(position(r))..=position(r)` in the pool, in KV tiles of 32 in block
+    /// order.
     fn attention(&mut self, layer: usize, qkv: Buffer, out: Buffer);
 
     /// `gate_up[r]` is `[2, width]`: `out[r] = silu(gate) * up`.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use baton_engine::{EngineOptions, Isa, ModelConfig, SimulatedConfig, Source};
-use baton_gguf::Gguf;
 use baton_worker::NodeConfig;
 use clap::Args;
 
@@ -46,10 +45,9 @@ impl EngineArgs {
 /// A simulated model that passes for the one in `path`, so that a router with that file's tokenizer takes the node.
 fn simulated(path: &Path) -> anyhow::Result<SimulatedConfig> {
     let unusable = || format!("cannot take the vocabulary from {}", path.display());
-    let gguf = Gguf::open(path).with_context(unusable)?;
-    let model = ModelConfig::from_gguf(&gguf).with_context(unusable)?;
+    let (name, model) = ModelConfig::open(path).with_context(unusable)?;
     Ok(SimulatedConfig {
-        name: baton_gguf::model_name(&gguf, path),
+        name,
         vocabulary: model.vocabulary,
         context_length: model.context_length,
         ..SimulatedConfig::default()

@@ -61,7 +61,7 @@ pub(super) struct Core {
 pub(super) struct Scratch {
     pub(super) activations: Activations,
     pub(super) sampler: SamplerScratch,
-    /// `[TILE, head_dim]` each.
+    /// `[2 · TILE, head_dim]` each: a tile, and room to read a whole one from any of its tokens on.
     pub(super) keys: Aligned<f32>,
     pub(super) values: Aligned<f32>,
     /// `[row tile, heads of a group, head_dim]`.
@@ -80,6 +80,7 @@ impl CpuBackend {
             vectors,
             arena,
             vocabulary,
+            rope_factors,
         } = builder;
         let shape = config.shape;
         let max_k = matrices
@@ -94,7 +95,10 @@ impl CpuBackend {
             activations: Activations::new(rows, max_k)?,
             vocabulary: vocabulary.unwrap_or(TokenId::MAX as usize),
             frequencies: (0..shape.rope_dim / 2)
-                .map(|i| math::power(shape.rope_base, -((2 * i) as f64) / shape.rope_dim as f64))
+                .map(|i| {
+                    let frequency = math::power(shape.rope_base, -((2 * i) as f64) / shape.rope_dim as f64);
+                    rope_factors.get(i).map_or(frequency, |factor| frequency / factor)
+                })
                 .collect(),
             angles: Aligned::zeroed(config.max_rows.saturating_mul(shape.rope_dim))?,
             sampled: Aligned::zeroed(config.max_sampling_rows)?,
@@ -112,8 +116,8 @@ impl CpuBackend {
                 Ok(Mutex::new(Scratch {
                     activations: Activations::new(OWN_ROWS, max_k)?,
                     sampler: SamplerScratch::default(),
-                    keys: Aligned::zeroed(TILE * shape.head_dim)?,
-                    values: Aligned::zeroed(TILE * shape.head_dim)?,
+                    keys: Aligned::zeroed(2 * TILE * shape.head_dim)?,
+                    values: Aligned::zeroed(2 * TILE * shape.head_dim)?,
                     acc: Aligned::zeroed(queries * shape.head_dim)?,
                     running: vec![Running::START; queries],
                 }))

@@ -73,6 +73,8 @@ pub struct CpuBackendBuilder {
     pub(super) arena: Arena,
     /// Rows of the smallest embedding table; token ids are below it.
     pub(super) vocabulary: Option<usize>,
+    /// Empty, or one per rotated pair.
+    pub(super) rope_factors: Vec<f64>,
 }
 
 impl CpuBackendBuilder {
@@ -113,6 +115,7 @@ impl CpuBackendBuilder {
             shape.rope_base.is_normal() && shape.rope_base >= 1.0,
             "RoPE base is below 1",
         )?;
+        require(shape.window != Some(0), "a window of no position")?;
         require(
             layout.heads == shape.kv_heads && layout.head_dim == shape.head_dim,
             "pool's shape is not the model's",
@@ -128,6 +131,7 @@ impl CpuBackendBuilder {
             vectors: Vec::new(),
             arena: Arena::default(),
             vocabulary: None,
+            rope_factors: Vec::new(),
         })
     }
 
@@ -156,6 +160,28 @@ impl CpuBackendBuilder {
         }
         self.vectors.push(vector);
         Ok(Vector(self.vectors.len() - 1))
+    }
+
+    /// Expands vectors, one after the other.
+    pub fn stacked_vector(&mut self, parts: &[Tensor<'_>]) -> Result<Vector, LoadError> {
+        let mut stacked = Vec::new();
+        for part in parts {
+            self.vector(*part)?;
+            stacked.extend(self.vectors.pop().unwrap_or_default());
+        }
+        self.vectors.push(stacked);
+        Ok(Vector(self.vectors.len() - 1))
+    }
+
+    /// Divides the frequency of each rotated pair by its factor (Llama 3's scaling of RoPE): `rope_dim / 2` normal numbers above zero.
+    pub fn rope_factors(&mut self, factors: &[f64]) -> Result<(), LoadError> {
+        if factors.len() != self.config.shape.rope_dim / 2 || !factors.iter().all(|f| f.is_normal() && *f > 0.0) {
+            return Err(LoadError::Config(
+                "RoPE factors are not one positive number per pair".into(),
+            ));
+        }
+        self.rope_factors = factors.to_vec();
+        Ok(())
     }
 
     /// Plans an arena buffer of `rows` rows (`max_rows`, or `max_sampling_rows`) of `width`.

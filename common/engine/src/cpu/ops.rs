@@ -20,7 +20,7 @@ use super::{
     team::Member,
 };
 use crate::{
-    ops::{Buffer, Ops, Vector, Weight},
+    ops::{Buffer, Ops, QkvPost, Vector, Weight},
     sampler,
 };
 
@@ -176,7 +176,9 @@ impl CpuOps<'_> {
         acc.as_mut_slice()[..tile.rows * count * d].fill(0.0);
 
         let end = tile.position + tile.rows;
-        for start in (0..end).step_by(TILE) {
+        // The first row sees furthest back. Tiles lie at multiples of 32, whatever the window.
+        let begin = shape.first_seen(tile.position) / TILE * TILE;
+        for start in (begin..end).step_by(TILE) {
             let tokens = TILE.min(end - start);
             load_tile(
                 core,
@@ -193,6 +195,11 @@ impl CpuOps<'_> {
                 if position < start {
                     continue;
                 }
+                let tokens = TILE.min(position + 1 - start);
+                let unseen = shape.first_seen(position).saturating_sub(start);
+                if unseen >= tokens {
+                    continue;
+                }
                 // SAFETY: nobody writes qkv in this phase.
                 let queries = unsafe { core.arena.row(qkv, tile.row + row) };
                 let step = TileStep {
@@ -200,9 +207,9 @@ impl CpuOps<'_> {
                     heads: count,
                     head_dim: d,
                     scale,
-                    keys: keys.as_ptr(),
-                    values: values.as_ptr(),
-                    tokens: TILE.min(position + 1 - start),
+                    keys: keys.as_slice()[unseen * d..][..TILE * d].as_ptr(),
+                    values: values.as_slice()[unseen * d..][..TILE * d].as_ptr(),
+                    tokens: tokens - unseen,
                     running: running[row * count..][..count].as_mut_ptr(),
                     acc: acc.as_mut_slice()[row * count * d..][..count * d].as_mut_ptr(),
                 };
@@ -316,7 +323,7 @@ impl Ops for CpuOps<'_> {
         self.multiply(weight, x, out, self.rows());
     }
 
-    fn qkv_post(&mut self, layer: usize, qkv: Buffer) {
+    fn qkv_post(&mut self, layer: usize, post: &QkvPost, qkv: Buffer) {
         let core = self.core;
         let (shape, layout) = (&core.config.shape, &core.config.layout);
         let (d, bt) = (shape.head_dim, layout.block_tokens);
@@ -326,7 +333,17 @@ impl Ops for CpuOps<'_> {
             let (row, head) = (item / heads, item % heads);
             // SAFETY: this head of this row is in this thread's share, and lies within the row.
             let x = unsafe { std::slice::from_raw_parts_mut(core.arena.row_ptr(qkv, row).add(head * d), d) };
+            if let Some(bias) = post.bias {
+                rows::add(core.isa, x, &core.vectors[bias.0][head * d..][..d]);
+            }
             if head < shape.heads + shape.kv_heads {
+                if let Some(norms) = &post.norms {
+                    let weight = if head < shape.heads { norms.query } else { norms.key };
+                    // A tile of keys is not in use in this phase.
+                    let before = &mut self.scratch.keys.as_mut_slice()[..d];
+                    before.copy_from_slice(x);
+                    rows::rms_norm(core.isa, before, &core.vectors[weight.0][..d], norms.epsilon, x);
+                }
                 let (cosines, sines) = core.angles(row);
                 rows::rotate(core.isa, x, cosines, sines, shape.rope_interleaved);
             }

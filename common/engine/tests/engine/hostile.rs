@@ -114,6 +114,18 @@ fn metadata_that_is_missing_or_absurd() {
         "model_corrupt",
         "203 embeddings",
     );
+    // Factors that are zero, or too few.
+    for (columns, value) in [(8, 0.0f32), (8, f32::NAN), (4, 1.0)] {
+        let factors = with_tensors(|tensors| {
+            tensors.push(TinyTensor {
+                name: "rope_freqs.weight".to_owned(),
+                dimensions: vec![columns],
+                dtype: TensorType::F32,
+                bytes: (0..columns).flat_map(|_| value.to_le_bytes()).collect(),
+            });
+        });
+        check("factors", &factors, "model_corrupt", "RoPE factors");
+    }
     // More layers than there are tensors for; a width that the tensors do not have.
     check(
         "layers",
@@ -133,8 +145,8 @@ fn metadata_that_is_missing_or_absurd() {
 fn what_is_not_built_is_named() {
     let check = |bytes: &[u8], says: &str| check(says, bytes, "model_unsupported", says);
     check(
-        &replacing("general.architecture", Some(Value::String("qwen2".into()))),
-        "'qwen2'",
+        &replacing("general.architecture", Some(Value::String("gemma3".into()))),
+        "'gemma3'",
     );
     check(
         &with_metadata(|m| m.string("llama.rope.scaling.type", "yarn")),
@@ -145,10 +157,12 @@ fn what_is_not_built_is_named() {
         "scaling factor of 4",
     );
     check(&with_metadata(|m| m.u32("llama.expert_count", 8)), "mixture of experts");
-    check(
-        &with_metadata(|m| m.u32("llama.attention.sliding_window", 4096)),
-        "sliding",
-    );
+    let qwen = Tiny {
+        architecture: "qwen2",
+        window: Some(4096),
+        ..Tiny::default()
+    };
+    check(&qwen.bytes(), "sliding");
     check(
         &replacing("llama.attention.value_length", Some(Value::U32(32))),
         "values of 32",
@@ -165,7 +179,7 @@ fn what_is_not_built_is_named() {
             });
         })
     };
-    check(&add("rope_freqs.weight"), "RoPE frequency factors");
+    check(&add("rope_freqs.bias"), "'rope_freqs.bias'");
     check(&add("blk.0.attn_q.bias"), "'blk.0.attn_q.bias'");
     // A storage type without kernels; heads that the kernels are not made for.
     let odd = with_tensors(|tensors| {
@@ -414,6 +428,15 @@ fn the_identity_is_the_weights_and_nothing_else() {
             1,
         ),
         identity(replacing("llama.rope.dimension_count", Some(Value::U32(8))), 1),
+        identity(with_metadata(|m| m.u32("llama.attention.sliding_window", 64)), 1),
+        identity(
+            Tiny {
+                rope_factors: true,
+                ..Tiny::default()
+            }
+            .bytes(),
+            1,
+        ),
     ];
     for other in others {
         assert_ne!(other, base);

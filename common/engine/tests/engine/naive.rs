@@ -64,6 +64,42 @@ fn tiny_models_of_every_type_agree() {
             layers: 3,
             vocabulary: 64,
             feed_forward: 32,
+            ..base.clone()
+        },
+        Tiny {
+            architecture: "qwen2",
+            ..base.clone()
+        },
+        // Wider heads than the residual has room for.
+        Tiny {
+            architecture: "qwen3",
+            head_dim: 48,
+            rope_dim: 48,
+            tied: false,
+            ..base.clone()
+        },
+        Tiny {
+            rope_factors: true,
+            ..base.clone()
+        },
+        // Within a tile, across one border, across two; more than any prompt here.
+        Tiny {
+            window: Some(1),
+            ..base.clone()
+        },
+        Tiny {
+            window: Some(7),
+            ..base.clone()
+        },
+        Tiny {
+            window: Some(33),
+            heads: 6,
+            kv_heads: 1,
+            ..base.clone()
+        },
+        Tiny {
+            window: Some(1000),
+            rope_factors: true,
             ..base
         },
     ];

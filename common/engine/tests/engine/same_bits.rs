@@ -181,12 +181,16 @@ proptest! {
     #[test]
     fn tiny_models_give_the_same_bits_however_they_are_run(
         types in storage_types(),
+        architecture in prop::sample::select(vec!["llama", "llama", "qwen2", "qwen3"]),
+        window in prop::option::of(1u32..90),
+        rope_factors: bool,
         seed: u64,
         lengths in prop::collection::vec(1usize..120, 1..9),
         runs in prop::collection::vec((1usize..5, prop::sample::select(isas()), 1usize..130), 1..4),
     ) {
         let folder = tempfile::tempdir().unwrap();
-        let path = Tiny { seed, ..Tiny::of(&types) }.file(&folder);
+        let window = window.filter(|_| architecture == "llama");
+        let path = Tiny { seed, architecture, window, rope_factors, ..Tiny::of(&types) }.file(&folder);
         let requests = requests(&lengths, 203, 5);
         let portable = EngineOptions { threads: 1, isa: Some(Isa::Portable), ..options(&path) };
         let expected = alone(&mut Driver::new(opened(&portable)), &requests);

@@ -5,7 +5,7 @@ use baton_scheduler::{Sample, SamplingParams, SequenceId, Span};
 use super::*;
 use crate::{
     cpu::testing::{OwnedTensor, Random, TYPES, bits, isas},
-    ops::{AttentionShape, Ops, Vector, Weight},
+    ops::{AttentionShape, Ops, QkvPost, Vector, Weight},
 };
 
 const BLOCKS: usize = 24;
@@ -30,6 +30,7 @@ fn config(isa: Isa, threads: usize) -> CpuConfig {
             rope_dim: 32,
             rope_base: 10_000.0,
             rope_interleaved: true,
+            window: None,
         },
         max_rows: MAX_ROWS,
         max_sampling_rows: 8,
@@ -129,7 +130,7 @@ impl Small {
                 ops.rms_norm(x, norm, 1e-5, normed);
                 for layer in 0..2 {
                     ops.linear(qkv_weight, normed, qkv);
-                    ops.qkv_post(layer, qkv);
+                    ops.qkv_post(layer, &QkvPost::default(), qkv);
                     ops.attention(layer, qkv, attended);
                     ops.linear(out_weight, attended, delta);
                     ops.add_rms_norm(x, delta, norm, 1e-5, normed);
@@ -328,7 +329,7 @@ fn rope_and_attention_are_the_textbook_s() {
         let before = read(&small, qkv);
         let run = |ops: &mut CpuOps<'_>| {
             project(ops);
-            ops.qkv_post(1, qkv);
+            ops.qkv_post(1, &QkvPost::default(), qkv);
             ops.attention(1, qkv, attended);
         };
         small.backend.run(&plan, &run).unwrap();

@@ -21,6 +21,11 @@ pub(crate) struct Tiny {
     pub(crate) types: Vec<TensorType>,
     pub(crate) tied: bool,
     pub(crate) seed: u64,
+    pub(crate) architecture: &'static str,
+    /// Sliding window, tokens.
+    pub(crate) window: Option<u32>,
+    /// With RoPE factors.
+    pub(crate) rope_factors: bool,
 }
 
 impl Default for Tiny {
@@ -38,6 +43,9 @@ impl Default for Tiny {
             types: vec![TensorType::Q4_1],
             tied: true,
             seed: 1,
+            architecture: "llama",
+            window: None,
+            rope_factors: false,
         }
     }
 }
@@ -89,47 +97,66 @@ impl Tiny {
         }
     }
 
-    /// All metadata that a Llama needs.
+    /// All metadata that the model needs.
     pub(crate) fn metadata(&self) -> GgufWriter {
-        GgufWriter::new()
-            .string("general.architecture", "llama")
-            .u32("llama.block_count", self.layers as u32)
-            .u32("llama.context_length", self.context as u32)
-            .u32("llama.embedding_length", self.embedding as u32)
-            .u32("llama.feed_forward_length", self.feed_forward as u32)
-            .u32("llama.attention.head_count", self.heads as u32)
-            .u32("llama.attention.head_count_kv", self.kv_heads as u32)
-            .u32("llama.attention.key_length", self.head_dim as u32)
-            .u32("llama.attention.value_length", self.head_dim as u32)
-            .u32("llama.rope.dimension_count", self.rope_dim as u32)
-            .f32("llama.rope.freq_base", 10_000.0)
-            .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-            .u32("tokenizer.ggml.eos_token_id", 2)
+        let key = |key: &str| format!("{}.{key}", self.architecture);
+        let writer = GgufWriter::new()
+            .string("general.architecture", self.architecture)
+            .u32(&key("block_count"), self.layers as u32)
+            .u32(&key("context_length"), self.context as u32)
+            .u32(&key("embedding_length"), self.embedding as u32)
+            .u32(&key("feed_forward_length"), self.feed_forward as u32)
+            .u32(&key("attention.head_count"), self.heads as u32)
+            .u32(&key("attention.head_count_kv"), self.kv_heads as u32)
+            .u32(&key("attention.key_length"), self.head_dim as u32)
+            .u32(&key("attention.value_length"), self.head_dim as u32)
+            .u32(&key("rope.dimension_count"), self.rope_dim as u32)
+            .f32(&key("rope.freq_base"), 10_000.0)
+            .f32(&key("attention.layer_norm_rms_epsilon"), 1e-5)
+            .u32("tokenizer.ggml.eos_token_id", 2);
+        match self.window {
+            Some(window) => writer.u32(&key("attention.sliding_window"), window),
+            None => writer,
+        }
     }
 
     /// All tensors, in the file's order.
     pub(crate) fn tensors(&self) -> Vec<TinyTensor> {
         let mut random = Random(self.seed);
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut shapes = vec![("token_embd".to_owned(), self.vocabulary, self.embedding)];
+        let mut shapes = vec![("token_embd.weight".to_owned(), self.vocabulary, self.embedding)];
         for layer in 0..self.layers {
             for (part, rows, columns) in [
-                ("attn_norm", 1, self.embedding),
-                ("attn_q", q, self.embedding),
-                ("attn_k", kv, self.embedding),
-                ("attn_v", kv, self.embedding),
-                ("attn_output", self.embedding, q),
-                ("ffn_norm", 1, self.embedding),
-                ("ffn_gate", self.feed_forward, self.embedding),
-                ("ffn_up", self.feed_forward, self.embedding),
-                ("ffn_down", self.embedding, self.feed_forward),
+                ("attn_norm.weight", 1, self.embedding),
+                ("attn_q.weight", q, self.embedding),
+                ("attn_k.weight", kv, self.embedding),
+                ("attn_v.weight", kv, self.embedding),
+                ("attn_output.weight", self.embedding, q),
+                ("ffn_norm.weight", 1, self.embedding),
+                ("ffn_gate.weight", self.feed_forward, self.embedding),
+                ("ffn_up.weight", self.feed_forward, self.embedding),
+                ("ffn_down.weight", self.embedding, self.feed_forward),
             ] {
                 shapes.push((format!("blk.{layer}.{part}"), rows, columns));
             }
+            let vectors: &[(&str, usize)] = match self.architecture {
+                "qwen2" => &[("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)],
+                "qwen3" => &[
+                    ("attn_q_norm.weight", self.head_dim),
+                    ("attn_k_norm.weight", self.head_dim),
+                ],
+                _ => &[],
+            };
+            for (part, columns) in vectors {
+                shapes.push((format!("blk.{layer}.{part}"), 1, *columns));
+            }
         }
-        shapes.push(("output_norm".to_owned(), 1, self.embedding));
+        shapes.push(("output_norm.weight".to_owned(), 1, self.embedding));
         if !self.tied {
-            shapes.push(("output".to_owned(), self.vocabulary, self.embedding));
+            shapes.push(("output.weight".to_owned(), self.vocabulary, self.embedding));
+        }
+        if self.rope_factors {
+            shapes.push(("rope_freqs.weight".to_owned(), 1, self.rope_dim / 2));
         }
         let mut matrices = 0;
         let tensor = |(name, rows, columns): (String, usize, usize)| {
@@ -150,7 +177,7 @@ impl Tiny {
                 numbers(&mut random, dtype, rows * columns)
             };
             TinyTensor {
-                name: format!("{name}.weight"),
+                name,
                 dimensions,
                 dtype,
                 bytes,
