@@ -5,6 +5,7 @@ mod fences;
 mod peers;
 mod port;
 mod pusher;
+mod read_ahead;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -26,8 +26,9 @@ pub const PIECE_BYTES: usize = 4 << 20;
 /// A gRPC message at most: the payload and room for its header, or a manifest (below 64 bytes per block).
 pub const MESSAGE_BYTES: usize = PIECE_BYTES + (64 << 10);
 
-/// HTTP/2 flow-control window of one stream: several pieces in flight, so that the sender does not wait for the receiver's copy.
-pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// HTTP/2 flow-control window of one stream: two pieces in flight, so that the sender does not wait for the receiver's copy, and no more, so that a
+/// heartbeat does not wait long behind them on a slow link.
+pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 
 /// HTTP/2 flow-control window of one connection, over all its streams.
 pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
@@ -35,8 +36,15 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// HTTP/2 frame size: the largest that keeps other streams of the connection responsive.
 pub const FRAME_BYTES: u32 = 1 << 20;
 
-/// Frames that wait between the push and its stream. With [`PIECE_BYTES`] it bounds the bytes read ahead of the network.
-pub const FRAMES_AHEAD: usize = 4;
+/// Frames that wait between the push and its stream: one is sent while the next is ready.
+pub const FRAMES_AHEAD: usize = 2;
+
+/// Bytes that all pushes of a node may have read and not sent, so that many pushes to slow peers do not take the node's memory. A block that is
+/// larger takes it all.
+pub const READ_AHEAD_BYTES: usize = 256 << 20;
+
+/// Answers to pieces per heartbeat's time: a sender whose heartbeats wait behind its own pieces must hear that the lease goes on.
+pub const ANSWERS_PER_HEARTBEAT: u64 = 3;
 
 /// Connections that one prefill node keeps to decode nodes; the least recently used goes first.
 pub const MAX_PEERS: usize = 256;
@@ -50,6 +58,9 @@ pub const OPEN_MS: u64 = 5_000;
 /// Between HTTP/2 pings on a connection with open pushes, and for each answer: a connection that lost its peer without a word is closed, so that
 /// the next push opens another.
 pub const KEEPALIVE_MS: u64 = 5_000;
+
+/// To hand a reply to a sender that does not read.
+pub const REPLY_MS: u64 = 5_000;
 
 /// Replies that wait for a slow sender.
 pub const REPLIES_AHEAD: usize = 8;

@@ -348,7 +348,7 @@ impl Receiver {
         let kv_bytes = (0..row.slots.len())
             .map(|slot| layout.valid_bytes(row.valid_tokens(slot, &layout)) as u64)
             .sum();
-        let claims = row.claims.as_ref().expect("sums are taken after FINAL");
+        let claims = row.claims.take().expect("sums are taken after FINAL");
         actions.push(ReceiverAction::Verified {
             handoff: id,
             request: row.request,
@@ -361,7 +361,9 @@ impl Receiver {
             final_at: row.final_at,
         });
         row.phase = Phase::Verified { table };
-        row.slots.clear();
+        // An answer may be long: what concerned the transfer is not kept for it.
+        (row.slots, row.tokens, row.matched) = Default::default();
+        row.fill = Fill::new(0, layout.layers);
         // Nothing on the stream concerns this handoff any more.
         if let Some(stream) = row.stream.take() {
             self.streams.remove(&stream);
@@ -521,6 +523,11 @@ impl Receiver {
     /// Live handoffs, aborting ones included. 0 when idle.
     pub fn handoffs(&self) -> usize {
         self.handoffs.len()
+    }
+
+    /// Open streams that fill a handoff, or filled one that is being aborted.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
     }
 
     /// The handoff that `stream` fills, if it takes frames now.

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 use baton_kv::{
     BlockId, BlockName, Checksum, Epoch, Generation, KvIdentity, KvLayout, Lease, NodeId, Time, TokenId, name_blocks,
@@ -81,6 +81,9 @@ pub fn layer_runs(layout: &KvLayout, valid_tokens: usize) -> impl Iterator<Item 
         .map(move |first| first..(first + run).min(layers))
 }
 
+/// How finely a sender knows when it handed its frames over: an answer counts from an earlier one's time rather than from a later one's.
+const MARKS_PER_HEARTBEAT: u64 = 8;
+
 /// Where one slot is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Slot {
@@ -121,8 +124,11 @@ pub struct Sender {
     state: SenderState,
     deadline: Time,
     lease: Lease,
-    /// When the oldest unanswered OPEN or HEARTBEAT was sent: an answer extends the lease from then.
-    asked: Option<Time>,
+    open_sent: bool,
+    /// Frames handed over so far.
+    frames: u64,
+    /// Of some frames that were not answered yet: their numbers, and when they were handed over. At most [`MARKS_PER_HEARTBEAT`] of each heartbeat's time.
+    marks: VecDeque<(u64, Time)>,
     heartbeat_ms: u64,
     next_heartbeat: Time,
     /// Prompt positions in the pool.
@@ -130,7 +136,6 @@ pub struct Sender {
     table: Vec<BlockId>,
     slots: Vec<Slot>,
     first: Option<(TokenId, f32)>,
-    final_sent: bool,
     resent: bool,
 }
 
@@ -173,14 +178,15 @@ impl Sender {
             state: SenderState::Opening,
             deadline: config.deadline,
             lease,
-            asked: None,
+            open_sent: false,
+            frames: 0,
+            marks: VecDeque::new(),
             heartbeat_ms,
             next_heartbeat: now.after_ms(heartbeat_ms),
             computed: 0,
             table: Vec::new(),
             slots: vec![Slot::Pending; ticket.slots.len()],
             first: None,
-            final_sent: false,
             resent: false,
             ticket,
         })
@@ -216,15 +222,13 @@ impl Sender {
             return None;
         }
         if self.state == SenderState::Opening {
-            if self.asked.is_some() {
+            if std::mem::replace(&mut self.open_sent, true) {
                 return None;
             }
-            self.asked = Some(now);
             return Some(SenderAction::Open(self.claims.clone()));
         }
         if now >= self.next_heartbeat {
             self.next_heartbeat = now.after_ms(self.heartbeat_ms);
-            self.asked.get_or_insert(now);
             return Some(SenderAction::Heartbeat);
         }
         if self.state != SenderState::Sending {
@@ -267,7 +271,6 @@ impl Sender {
         };
         let manifest = self.slots.iter().enumerate().map(entry).collect::<Option<Vec<_>>>()?;
         self.state = SenderState::Awaiting;
-        self.final_sent = true;
         Some(SenderAction::Final(FinalClaims {
             manifest,
             first_token,
@@ -282,20 +285,34 @@ impl Sender {
         }
     }
 
-    /// ACCEPTED.
-    pub fn accepted(&mut self, lease_ms: u64) {
-        if self.state == SenderState::Opening && self.asked.is_some() {
-            self.state = SenderState::Sending;
-            self.renewed(lease_ms);
+    /// The next frame of the stream, OPEN being the first, was handed to the transport. Whatever answers it extends the lease from now on.
+    pub fn handed_over(&mut self, now: Time) {
+        self.frames += 1;
+        let apart_ms = self.heartbeat_ms / MARKS_PER_HEARTBEAT;
+        if self.marks.back().is_none_or(|(_, last)| now >= last.after_ms(apart_ms)) {
+            self.marks.push_back((self.frames, now));
         }
     }
 
-    /// RENEWED, or the lease of ACCEPTED: it counts from when it was asked for.
-    pub fn renewed(&mut self, lease_ms: u64) {
-        if let Some(asked) = self.asked.take() {
-            self.lease.renew(asked, lease_ms);
+    /// ACCEPTED, which answers OPEN.
+    pub fn accepted(&mut self, lease_ms: u64) {
+        if self.state == SenderState::Opening && self.open_sent {
+            self.state = SenderState::Sending;
+            self.renewed(lease_ms, 1);
+        }
+    }
+
+    /// RENEWED, when the first `frames` frames had arrived: the lease counts from when the last of them was handed over, so that it ends here no later
+    /// than there.
+    pub fn renewed(&mut self, lease_ms: u64, frames: u64) {
+        let mut since = None;
+        while let Some((_, at)) = self.marks.pop_front_if(|(frame, _)| *frame <= frames) {
+            since = Some(at);
+        }
+        if let Some(since) = since {
+            self.lease.renew(since, lease_ms);
             self.heartbeat_ms = heartbeat_ms(lease_ms);
-            self.next_heartbeat = self.next_heartbeat.min(asked.after_ms(self.heartbeat_ms));
+            self.next_heartbeat = self.next_heartbeat.min(since.after_ms(self.heartbeat_ms));
         }
     }
 
@@ -316,13 +333,12 @@ impl Sender {
         }
     }
 
-    /// VERIFIED.
+    /// VERIFIED, which answers FINAL.
     pub fn verified(&mut self) {
         if !self.ended() {
-            self.state = if self.final_sent {
-                SenderState::Verified
-            } else {
-                SenderState::Failed(PushFailure::Protocol)
+            self.state = match self.state {
+                SenderState::Awaiting => SenderState::Verified,
+                _ => SenderState::Failed(PushFailure::Protocol),
             };
         }
     }
@@ -365,6 +381,7 @@ impl Sender {
     }
 }
 
-fn heartbeat_ms(lease_ms: u64) -> u64 {
+/// Between two heartbeats of a push whose lease is `lease_ms`.
+pub(crate) fn heartbeat_ms(lease_ms: u64) -> u64 {
     (lease_ms / limits::HEARTBEATS_PER_LEASE).max(limits::HEARTBEAT_MS_MIN)
 }

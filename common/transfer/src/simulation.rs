@@ -25,14 +25,16 @@ const PROMPTS: [&[TokenId]; 4] = [
 enum Frame {
     Open(Claims),
     Piece(PieceHeader, Vec<u8>),
-    Heartbeat,
+    /// Its number in the stream.
+    Heartbeat(u64),
     Final(FinalClaims),
 }
 
 #[derive(Clone)]
 enum Reply {
     Accepted(u64),
-    Renewed(u64),
+    /// And the number of the frame that it answers.
+    Renewed(u64, u64),
     Resend(Vec<usize>),
     Verified,
     Rejected(Reject),
@@ -43,6 +45,17 @@ struct Push {
     prompt: &'static [TokenId],
     source: Arc<TestMemory>,
     sender: Sender,
+    /// Frames so far.
+    sent: u64,
+}
+
+impl Push {
+    /// One more frame goes into the network; its number.
+    fn hand_over(&mut self, now: Time) -> u64 {
+        self.sender.handed_over(now);
+        self.sent += 1;
+        self.sent
+    }
 }
 
 /// How often each happened to a handoff.
@@ -136,6 +149,7 @@ impl World {
             prompt,
             source,
             sender: Sender::new(ticket, config, self.now).unwrap(),
+            sent: 0,
         });
     }
 
@@ -154,9 +168,18 @@ impl World {
         let push = &mut self.pushes[at];
         match push.sender.next(self.now, true) {
             None => {}
-            Some(SenderAction::Open(claims)) => self.frames.push((at, Frame::Open(claims))),
-            Some(SenderAction::Heartbeat) => self.frames.push((at, Frame::Heartbeat)),
-            Some(SenderAction::Final(claims)) => self.frames.push((at, Frame::Final(claims))),
+            Some(SenderAction::Open(claims)) => {
+                push.hand_over(self.now);
+                self.frames.push((at, Frame::Open(claims)));
+            }
+            Some(SenderAction::Heartbeat) => {
+                let frame = Frame::Heartbeat(push.hand_over(self.now));
+                self.frames.push((at, frame));
+            }
+            Some(SenderAction::Final(claims)) => {
+                push.hand_over(self.now);
+                self.frames.push((at, Frame::Final(claims)));
+            }
             Some(SenderAction::Block(block)) => {
                 let data = push.source.block(block.block, block.valid_tokens);
                 let mut sum = ChecksumState::default();
@@ -172,6 +195,7 @@ impl World {
                         valid_tokens: block.valid_tokens,
                         bytes: data.len(),
                     };
+                    push.hand_over(self.now);
                     self.frames.push((at, Frame::Piece(header, data.to_vec())));
                 }
             }
@@ -187,9 +211,9 @@ impl World {
                     self.replies.push((at, Reply::Accepted(lease_ms)));
                 }
             }
-            Frame::Heartbeat => {
+            Frame::Heartbeat(frame) => {
                 if let Ok(lease_ms) = self.receiver.heartbeat(stream, self.now) {
-                    self.replies.push((at, Reply::Renewed(lease_ms)));
+                    self.replies.push((at, Reply::Renewed(lease_ms, frame)));
                 }
             }
             Frame::Piece(header, data) => {
@@ -259,7 +283,7 @@ impl World {
         let sender = &mut self.pushes[at].sender;
         match reply {
             Reply::Accepted(lease_ms) => sender.accepted(lease_ms),
-            Reply::Renewed(lease_ms) => sender.renewed(lease_ms),
+            Reply::Renewed(lease_ms, frame) => sender.renewed(lease_ms, frame),
             Reply::Resend(slots) => sender.resend(&slots),
             Reply::Verified => sender.verified(),
             Reply::Rejected(reject) => sender.rejected(reject),

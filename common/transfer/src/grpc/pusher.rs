@@ -1,19 +1,18 @@
 //! The prefill node's end of a push.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use baton_kv::{BlockName, Checksum, ChecksumState, Epoch, KvIdentity, KvMemory, KvMemoryError, NodeId, Time, TokenId};
 use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
 use bytes::Bytes;
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataMap};
 
-use super::{Hold, PushInput, peers::Peers};
+use super::{Hold, PushInput, peers::Peers, read_ahead::ReadAhead};
 use crate::{
     BlockToSend, PushFailure, Reject, Sender, SenderAction, SenderConfig, SenderState, Ticket, WireError, layer_runs,
     limits,
@@ -109,6 +108,7 @@ pub struct Pusher {
     config: PusherConfig,
     memory: Arc<dyn KvMemory>,
     peers: Peers,
+    read_ahead: ReadAhead,
 }
 
 impl Pusher {
@@ -118,7 +118,14 @@ impl Pusher {
             config,
             memory,
             peers: Peers::default(),
+            read_ahead: ReadAhead::new(limits::READ_AHEAD_BYTES),
         }
+    }
+
+    /// With another bound than [`limits::READ_AHEAD_BYTES`].
+    #[cfg(test)]
+    pub(super) fn with_read_ahead(self, read_ahead: ReadAhead) -> Self {
+        Self { read_ahead, ..self }
     }
 
     /// Opens the stream at once and keeps the lease while the prompt waits or is computed; sends blocks as the feed reports them; ends with the
@@ -151,6 +158,7 @@ impl Pusher {
         let request = Request::from_parts(job.metadata, Default::default(), ReceiverStream::new(outgoing));
         let mut push = Push {
             memory: self.memory.clone(),
+            read_ahead: self.read_ahead.clone(),
             input: job.input,
             sender,
             started,
@@ -175,9 +183,14 @@ impl Pusher {
             }
             Ok(Err(status)) => return Err(broken(&status)),
             Err(_) => {
-                return Err(PushError::Connect {
-                    address,
-                    message: "no answer in time".to_owned(),
+                // Whose time was up?
+                push.sender.next(push.now(), false);
+                return Err(match push.sender.state() {
+                    SenderState::Failed(failure) => failure.into(),
+                    _ => PushError::Connect {
+                        address,
+                        message: "no answer in time".to_owned(),
+                    },
                 });
             }
         };
@@ -188,6 +201,7 @@ impl Pusher {
 /// A push under way.
 struct Push {
     memory: Arc<dyn KvMemory>,
+    read_ahead: ReadAhead,
     input: PushInput,
     sender: Sender,
     /// Zero of the sender's clock.
@@ -203,7 +217,7 @@ struct Push {
 }
 
 /// A block that was read: its bytes, `[layer][k|v][head][token < valid_tokens][dim]`, and their checksum.
-type Read = (BlockToSend, Vec<u8>, Checksum);
+type Read = (BlockToSend, Bytes, Checksum);
 
 /// What woke the push.
 enum Event {
@@ -212,10 +226,10 @@ enum Event {
     Other,
 }
 
-/// A block that is being read on a thread for blocking work.
+/// A block that waits for its share of the node's memory, and is then being read on a thread for blocking work.
 struct Reading {
     block: BlockToSend,
-    task: JoinHandle<Result<(Vec<u8>, Checksum), KvMemoryError>>,
+    task: Pin<Box<dyn Future<Output = Option<(Bytes, Checksum)>> + Send>>,
 }
 
 impl Push {
@@ -242,7 +256,10 @@ impl Push {
                 reply = replies.message() => Event::Reply(reply),
                 permit = self.frames.reserve(), if !self.outbox.is_empty() => {
                     match permit {
-                        Ok(permit) => permit.send(self.outbox.pop_front().expect("checked just now")),
+                        Ok(permit) => {
+                            permit.send(self.outbox.pop_front().expect("checked just now"));
+                            self.sender.handed_over(now_since(self.started));
+                        }
                         // The call is over: its reply says why.
                         Err(_) => self.outbox.clear(),
                     }
@@ -263,7 +280,7 @@ impl Push {
     }
 
     fn now(&self) -> Time {
-        Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+        now_since(self.started)
     }
 
     /// From now until `time`.
@@ -277,6 +294,7 @@ impl Push {
             self.frames
                 .try_send(open)
                 .expect("a new channel has room for one frame");
+            self.sender.handed_over(self.now());
         }
     }
 
@@ -308,11 +326,17 @@ impl Push {
                 Some(SenderAction::Heartbeat) => self.outbox.push_front(frame(Frame::Heartbeat(pb::Heartbeat {}))),
                 Some(SenderAction::Final(claims)) => self.outbox.push_back(frame(Frame::Final(claims.to_proto()))),
                 Some(SenderAction::Block(block)) => {
-                    let (memory, holds) = (self.memory.clone(), self.holds.clone());
-                    let task = tokio::task::spawn_blocking(move || {
-                        let read = read_block(&*memory, &block);
-                        drop(holds);
-                        read
+                    let (memory, holds, read_ahead) =
+                        (self.memory.clone(), self.holds.clone(), self.read_ahead.clone());
+                    let task = Box::pin(async move {
+                        let share = read_ahead.take(memory.layout().valid_bytes(block.valid_tokens)).await?;
+                        let read = tokio::task::spawn_blocking(move || {
+                            let read = read_block(&*memory, &block);
+                            drop(holds);
+                            read
+                        });
+                        let (data, checksum) = read.await.ok()?.ok()?;
+                        Some((share.keep(data), checksum))
                     });
                     self.reading = Some(Reading { block, task });
                 }
@@ -322,7 +346,6 @@ impl Push {
 
     fn take_block(&mut self, (block, data, checksum): Read) {
         let layout = *self.memory.layout();
-        let data = Bytes::from(data);
         let layer_bytes = data.len() / layout.layers;
         for layers in layer_runs(&layout, block.valid_tokens) {
             self.outbox.push_back(frame(Frame::Piece(pb::Piece {
@@ -340,7 +363,7 @@ impl Push {
     fn take_reply(&mut self, reply: pb::PushReply) {
         match reply.reply {
             Some(Reply::Accepted(accepted)) => self.sender.accepted(accepted.lease_ms),
-            Some(Reply::Renewed(renewed)) => self.sender.renewed(renewed.lease_ms),
+            Some(Reply::Renewed(renewed)) => self.sender.renewed(renewed.lease_ms, renewed.frames),
             Some(Reply::Resend(resend)) => {
                 let slots: Vec<usize> = resend.slots.iter().map(|slot| *slot as usize).collect();
                 self.sender.resend(&slots);
@@ -394,10 +417,8 @@ async fn read_result(reading: &mut Option<Reading>) -> Result<Read, PushError> {
     let result = (&mut read.task).await;
     let block = read.block;
     *reading = None;
-    match result {
-        Ok(Ok((data, checksum))) => Ok((block, data, checksum)),
-        Ok(Err(_)) | Err(_) => Err(PushError::Memory),
-    }
+    let (data, checksum) = result.ok_or(PushError::Memory)?;
+    Ok((block, data, checksum))
 }
 
 /// All layers of a block, `[layer][k|v][head][token < valid_tokens][dim]`, and their checksum.
@@ -411,6 +432,11 @@ fn read_block(memory: &dyn KvMemory, block: &BlockToSend) -> Result<(Vec<u8>, Ch
         sum.update(piece);
     }
     Ok((data, sum.finish()))
+}
+
+/// On a sender's clock, whose zero is `started`.
+fn now_since(started: Instant) -> Time {
+    Time(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX))
 }
 
 fn frame(frame: Frame) -> pb::PushFrame {

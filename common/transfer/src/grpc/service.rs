@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use baton_proto::node::v1::{self as pb, handoff_server, push_frame::Frame, push_reply::Reply};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
+    task::JoinHandle,
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +17,7 @@ use super::{
     Fences,
     port::{PendingVerify, ReceiverPort, call, write_piece},
 };
-use crate::{Claims, FinalClaims, PieceHeader, Reject, StreamId, Verdict, limits};
+use crate::{Claims, FinalClaims, PieceHeader, Reject, StreamId, Verdict, limits, sender::heartbeat_ms};
 
 type Replies = mpsc::Sender<Result<pb::PushReply, Status>>;
 
@@ -109,7 +110,13 @@ async fn run<P: ReceiverPort>(
         end = serve(&port, stream, frames, &replies) => end,
     };
     if let Err(reject) = end {
-        tracing::warn!(stream = stream.0, code = reject.code(), "push refused");
+        match reject {
+            // A client went away, or the time was up: the node's own doing.
+            Reject::Aborted | Reject::LeaseEnded => {
+                tracing::debug!(stream = stream.0, code = reject.code(), "push ended")
+            }
+            _ => tracing::warn!(stream = stream.0, code = reject.code(), "push refused"),
+        }
         guard.refused = Some(reject);
         let rejected = pb::Rejected {
             code: reject.code().to_owned(),
@@ -138,47 +145,123 @@ async fn serve<P: ReceiverPort>(
         Ok(Ok(Some(_))) | Err(_) => return Err(Reject::Malformed),
         Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
     };
-    let lease_ms = call(&**port, |receiver, _, now, _| receiver.opened(stream, &claims, now))?;
+    let (lease_ms, mut renewed_at) = call(&**port, |receiver, _, now, _| {
+        receiver.opened(stream, &claims, now).map(|lease_ms| (lease_ms, now))
+    })?;
     tracing::debug!(stream = stream.0, handoff = claims.handoff.0, sender = %claims.sender_node, "push opened");
     reply(replies, Reply::Accepted(pb::Accepted { lease_ms })).await;
+    let answer_ms = heartbeat_ms(lease_ms) / limits::ANSWERS_PER_HEARTBEAT;
 
+    // OPEN was the first.
+    let (mut count, mut listening, mut verifying) = (1, true, Verifying(None));
     // A broken stream is the sender's end as well: the guard aborts the handoff. Every wait here ends with the lease, through the fence.
-    while let Ok(Some(message)) = frames.message().await {
-        let verify = match message.frame {
-            Some(Frame::Piece(piece)) => write_piece(port, stream, &header(&piece)?, &piece.data)?,
-            Some(Frame::Final(message)) => {
-                let claims = FinalClaims::from_proto(&message).map_err(|_| Reject::Malformed)?;
-                let verify = call(&**port, |receiver, _, now, _| receiver.finished(stream, &claims, now))?;
-                verify.map(|verify| PendingVerify::new(port.clone(), verify))
+    loop {
+        let message = tokio::select! {
+            verdict = verifying.verdict(), if verifying.0.is_some() => {
+                match verdict? {
+                    Verdict::Verified => {
+                        reply(replies, Reply::Verified(pb::PushVerified {})).await;
+                        return Ok(());
+                    }
+                    Verdict::Resend { slots } => {
+                        let slots = slots.into_iter().map(|slot| slot as u32).collect();
+                        reply(replies, Reply::Resend(pb::Resend { slots })).await;
+                    }
+                }
+                continue;
             }
-            Some(Frame::Heartbeat(_)) => {
-                let lease_ms = call(&**port, |receiver, _, now, _| receiver.heartbeat(stream, now))?;
-                reply(replies, Reply::Renewed(pb::Renewed { lease_ms })).await;
-                None
-            }
-            Some(Frame::Open(_)) | None => return Err(Reject::Malformed),
+            message = frames.message(), if listening => message,
+            else => return Ok(()),
         };
-        let Some(verify) = verify else { continue };
-        match tokio::task::spawn_blocking(move || verify.run())
-            .await
-            .unwrap_or(Err(Reject::Aborted))?
-        {
-            Verdict::Verified => {
-                reply(replies, Reply::Verified(pb::PushVerified {})).await;
-                return Ok(());
+        let message = match message {
+            Ok(Some(message)) => message,
+            // Nothing more will come, but the verdict may still be heard.
+            Ok(None) => {
+                listening = false;
+                continue;
             }
-            Verdict::Resend { slots } => {
-                let slots = slots.into_iter().map(|slot| slot as u32).collect();
-                reply(replies, Reply::Resend(pb::Resend { slots })).await;
+            Err(_) => return Ok(()),
+        };
+        count += 1;
+        let answered = match message.frame {
+            Some(Frame::Piece(piece)) => {
+                match header(&piece).and_then(|header| write_piece(port, stream, &header, &piece.data)) {
+                    Ok(Some(verify)) => {
+                        verifying.start(verify);
+                        Ok(None)
+                    }
+                    Ok(None) => call(&**port, |receiver, _, now, _| {
+                        if now < renewed_at.after_ms(answer_ms) {
+                            return Ok(None);
+                        }
+                        renewed_at = now;
+                        receiver.heartbeat(stream, now).map(Some)
+                    }),
+                    Err(reject) => Err(reject),
+                }
             }
+            Some(Frame::Final(message)) => FinalClaims::from_proto(&message)
+                .map_err(|_| Reject::Malformed)
+                .and_then(|claims| call(&**port, |receiver, _, now, _| receiver.finished(stream, &claims, now)))
+                .map(|verify| {
+                    if let Some(verify) = verify {
+                        verifying.start(PendingVerify::new(port.clone(), verify));
+                    }
+                    None
+                }),
+            Some(Frame::Heartbeat(_)) => call(&**port, |receiver, _, now, _| {
+                renewed_at = now;
+                receiver.heartbeat(stream, now).map(Some)
+            }),
+            Some(Frame::Open(_)) | None => Err(Reject::Malformed),
+        };
+        match answered {
+            Ok(None) => {}
+            Ok(Some(lease_ms)) => {
+                let renewed = pb::Renewed {
+                    lease_ms,
+                    frames: count,
+                };
+                reply(replies, Reply::Renewed(renewed)).await;
+            }
+            // All may have been verified just now: then there is nothing left to refuse.
+            Err(reject) if verifying.0.is_some() => match verifying.verdict().await {
+                Ok(Verdict::Verified) => {
+                    reply(replies, Reply::Verified(pb::PushVerified {})).await;
+                    return Ok(());
+                }
+                _ => return Err(reject),
+            },
+            Err(reject) => return Err(reject),
         }
     }
-    Ok(())
 }
 
-/// A reply to a sender that has gone is dropped; its frames end next.
+/// The sums that are being taken on a thread for blocking work, while the stream's frames are still read.
+struct Verifying(Option<JoinHandle<Result<Verdict, Reject>>>);
+
+impl Verifying {
+    fn start<P: ReceiverPort>(&mut self, verify: PendingVerify<P>) {
+        self.0 = Some(tokio::task::spawn_blocking(move || verify.run()));
+    }
+
+    /// Pending as long as nothing is being summed. Cancel-safe.
+    async fn verdict(&mut self) -> Result<Verdict, Reject> {
+        let Some(task) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        let verdict = task.await.unwrap_or(Err(Reject::Aborted));
+        self.0 = None;
+        verdict
+    }
+}
+
+/// A reply to a sender that has gone is dropped; its frames end next. So is one to a sender that does not read for long; its lease ends next.
 async fn reply(replies: &Replies, reply: Reply) {
-    let _ = replies.send(Ok(pb::PushReply { reply: Some(reply) })).await;
+    let reply = Ok(pb::PushReply { reply: Some(reply) });
+    let _ = replies
+        .send_timeout(reply, Duration::from_millis(limits::REPLY_MS))
+        .await;
 }
 
 fn header(piece: &pb::Piece) -> Result<PieceHeader, Reject> {

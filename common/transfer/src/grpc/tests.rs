@@ -14,6 +14,7 @@ use crate::{
     testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, kv_of},
 };
 use harness::{Node, Source, within};
+use read_ahead::ReadAhead;
 
 /// Two full blocks and a tail.
 const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
@@ -235,6 +236,46 @@ async fn a_refusal_arrives_while_much_is_under_way() {
         .unwrap_err();
     assert_eq!(error.code(), "STALE_GENERATION");
     node.idle().await;
+}
+
+#[tokio::test]
+async fn pushes_share_what_they_may_read_ahead() {
+    // Less than one block: each takes its turn, and the turn comes back.
+    let read_ahead = ReadAhead::new(LAYOUT.block_bytes() - 1);
+    let node = Node::start(LAYOUT, 16).await;
+    let source = Source::new(LAYOUT, 4).with_read_ahead(read_ahead.clone());
+    let prompts = [1, 2, 3].map(|request: u32| PROMPT.map(|token| token + 100 * request));
+    // The source computes into the same blocks: one prompt at a time is there, and pushed three times.
+    for prompt in prompts {
+        let push = |request| source.push_in_chunks(node.reserve(request, prompt[0], &prompt), &prompt, 9);
+        let (first, second, third) = within(async { tokio::join!(push(1), push(2), push(3)) }).await;
+        for report in [first, second, third] {
+            assert_eq!(report.unwrap().kv_blocks, 3);
+        }
+        node.finish_all();
+    }
+    within(async {
+        while read_ahead.left() < LAYOUT.block_bytes() - 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    node.idle().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_while_the_stream_opens_is_named() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+    // It takes connections, and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ticket = Ticket {
+        address: silent.local_addr().unwrap().to_string(),
+        lease_ms: 50,
+        ..node.reserve(1, 1, &PROMPT)
+    };
+    let error = within(source.push_in_chunks(ticket, &PROMPT, 9)).await.unwrap_err();
+    assert_eq!(error.code(), "LEASE_ENDED", "{error}");
 }
 
 #[tokio::test]

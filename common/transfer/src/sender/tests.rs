@@ -48,6 +48,7 @@ fn new(ticket: Ticket) -> Result<Sender, WireError> {
 fn opened(ticket: Ticket) -> Sender {
     let mut sender = new(ticket).unwrap();
     assert!(matches!(sender.next(Time(0), true), Some(SenderAction::Open(_))));
+    sender.handed_over(Time(0));
     assert_eq!(sender.next(Time(0), true), None);
     sender.accepted(900);
     sender
@@ -121,10 +122,16 @@ fn the_lease_counts_from_when_it_was_asked_for() {
     let mut sender = opened(ticket(0, 3));
     assert_eq!(sender.wake_at(), ms(300));
     assert_eq!(sender.next(ms(299), true), None);
-    assert_eq!(sender.next(ms(300), true), Some(SenderAction::Heartbeat));
-    assert_eq!(sender.next(ms(600), true), Some(SenderAction::Heartbeat));
-    // The answer to either extends from the first.
-    sender.renewed(900);
+    for (at, frame) in [(300, 2), (600, 3)] {
+        assert_eq!(
+            sender.next(ms(at), true),
+            Some(SenderAction::Heartbeat),
+            "frame {frame}"
+        );
+        sender.handed_over(ms(at));
+    }
+    // The answer to the first, however late, says nothing of the second.
+    sender.renewed(900, 2);
     assert_eq!(sender.next(ms(900), true), Some(SenderAction::Heartbeat));
     assert_eq!(sender.next(ms(1_199), true), None);
     assert_eq!(sender.wake_at(), ms(1_200));
@@ -133,13 +140,36 @@ fn the_lease_counts_from_when_it_was_asked_for() {
 }
 
 #[test]
+fn pieces_that_are_answered_keep_the_lease() {
+    let ms = |ms| Time(0).after_ms(ms);
+    let mut sender = opened(ticket(0, 3));
+    // Pieces behind which a heartbeat would have to wait for longer than the lease.
+    for frame in 2..=30 {
+        sender.handed_over(ms(frame * 100));
+        assert_ne!(sender.state(), SenderState::Failed(PushFailure::LeaseEnded));
+        if frame > 8 {
+            // Answered 600 ms after it was handed over.
+            sender.renewed(900, frame - 6);
+        }
+        sender.next(ms(frame * 100), false);
+    }
+    // The last answer was to the frame of 2,400 ms.
+    sender.next(ms(3_299), false);
+    assert_eq!(sender.state(), SenderState::Sending);
+    sender.next(ms(3_300), false);
+    assert_eq!(sender.state(), SenderState::Failed(PushFailure::LeaseEnded));
+}
+
+#[test]
 fn it_ends_with_the_deadline_however_often_renewed() {
     let mut sender = opened(ticket(0, 3));
-    let mut now = Time(0);
+    let (mut now, mut frames) = (Time(0), 1);
     while sender.state() == SenderState::Sending {
         now = sender.wake_at();
         if sender.next(now, true) == Some(SenderAction::Heartbeat) {
-            sender.renewed(900);
+            frames += 1;
+            sender.handed_over(now);
+            sender.renewed(900, frames);
         }
     }
     assert_eq!(
@@ -168,6 +198,15 @@ fn nonsense_from_the_decode_node_ends_the_push() {
     for nonsense in [
         |sender: &mut Sender| sender.resend(&[0]),
         |sender: &mut Sender| sender.verified(),
+        // Wanted once more, and right before it was sent.
+        |sender: &mut Sender| {
+            sender.computed(9, &TABLE);
+            sender.first_token(42, -1.0);
+            while block(sender).is_some_and(|(slot, ..)| slot < 2) {}
+            assert!(matches!(sender.next(Time(1), true), Some(SenderAction::Final(_))));
+            sender.resend(&[1]);
+            sender.verified();
+        },
     ] {
         let mut sender = opened(ticket(0, 3));
         nonsense(&mut sender);

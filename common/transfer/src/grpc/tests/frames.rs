@@ -2,7 +2,9 @@
 
 use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
 use bytes::Bytes;
-use tonic::Status;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
 
 use super::*;
 use crate::{Claims, limits};
@@ -50,6 +52,109 @@ async fn send(node: &Node, frames: Vec<Frame>) -> Result<Vec<Reply>, Status> {
         all.extend(reply.reply);
     }
     Ok(all)
+}
+
+/// A stream, frame by frame.
+struct Live {
+    frames: mpsc::Sender<pb::PushFrame>,
+    replies: Streaming<pb::PushReply>,
+}
+
+impl Live {
+    /// Opened, and accepted.
+    async fn open(node: &Node, ticket: &Ticket) -> Self {
+        let (frames, outgoing) = mpsc::channel(8);
+        let channel = Endpoint::from_shared(format!("http://{}", node.address))
+            .unwrap()
+            .connect_lazy();
+        let push = async move { HandoffClient::new(channel).push(ReceiverStream::new(outgoing)).await };
+        let first = Frame::Open(open(ticket));
+        frames.send(pb::PushFrame { frame: Some(first) }).await.unwrap();
+        let replies = within(push).await.unwrap().into_inner();
+        let mut live = Self { frames, replies };
+        assert!(matches!(live.next().await, Reply::Accepted(_)));
+        live
+    }
+
+    async fn send(&self, frame: Frame) {
+        self.frames.send(pb::PushFrame { frame: Some(frame) }).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Reply {
+        let reply = within(self.replies.message()).await.unwrap();
+        reply.and_then(|reply| reply.reply).expect("a reply")
+    }
+}
+
+/// All of one slot.
+fn piece_of(ticket: &Ticket, slot: usize) -> Frame {
+    Frame::Piece(pb::Piece {
+        slot: slot as u32,
+        generation: ticket.slots[slot].generation.0,
+        valid_tokens: ticket.valid_tokens(slot, PROMPT.len()) as u32,
+        data: kv_of(&LAYOUT, &PROMPT, slot).into(),
+        ..piece(ticket)
+    })
+}
+
+fn renewed(reply: Reply) -> u64 {
+    match reply {
+        Reply::Renewed(renewed) => renewed.frames,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn pieces_are_answered_now_and_then() {
+    let node = Node::start(LAYOUT, 4).await;
+    let ticket = node.reserve(1, 1, &PROMPT);
+    let mut live = Live::open(&node, &ticket).await;
+    // Not so soon: the first answer is the heartbeat's.
+    live.send(piece_of(&ticket, 0)).await;
+    live.send(Frame::Heartbeat(pb::Heartbeat {})).await;
+    assert_eq!(renewed(live.next().await), 3);
+    node.pass_ms(LEASE_MS / 2);
+    live.send(piece_of(&ticket, 1)).await;
+    assert_eq!(renewed(live.next().await), 4);
+    node.pass_ms(LEASE_MS / 2);
+    live.send(piece_of(&ticket, 2)).await;
+    assert_eq!(renewed(live.next().await), 5);
+}
+
+#[tokio::test]
+async fn heartbeats_are_answered_while_blocks_are_summed() {
+    let node = Node::start(LAYOUT, 4).await;
+    let ticket = node.reserve(1, 1, &PROMPT);
+    let mut live = Live::open(&node, &ticket).await;
+    for slot in 0..3 {
+        live.send(piece_of(&ticket, slot)).await;
+    }
+    node.memory.hold_reads(true);
+    let names = baton_kv::name_blocks(ROOT, &PROMPT, LAYOUT.block_tokens);
+    let entry = |slot: usize| crate::ManifestEntry {
+        name: names.get(slot).copied(),
+        valid_tokens: ticket.valid_tokens(slot, PROMPT.len()),
+        checksum: checksum(&kv_of(&LAYOUT, &PROMPT, slot)),
+    };
+    let last = crate::FinalClaims {
+        manifest: (0..3).map(entry).collect(),
+        first_token: 42,
+        logprob: -0.5,
+    };
+    live.send(Frame::Final(last.to_proto())).await;
+    for frames in [6, 7] {
+        live.send(Frame::Heartbeat(pb::Heartbeat {})).await;
+        assert_eq!(renewed(live.next().await), frames);
+    }
+    node.memory.hold_reads(false);
+    assert!(matches!(live.next().await, Reply::Verified(_)));
+    node.verified(ticket.handoff).await;
+}
+
+fn checksum(data: &[u8]) -> baton_kv::Checksum {
+    let mut sum = baton_kv::ChecksumState::default();
+    sum.update(data);
+    sum.finish()
 }
 
 /// The stream ends with `expected`, the handoff with it where the stream was its own, and every block comes back.
