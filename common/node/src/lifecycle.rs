@@ -2,11 +2,7 @@
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::limits;
@@ -167,9 +163,8 @@ impl Lifecycle {
     pub async fn drain(&self, bound: Duration) -> Drained {
         self.set(Phase::Draining);
         self.inner.requests.close();
-        let in_time = timeout_at(Instant::now() + bound, self.inner.requests.wait())
-            .await
-            .is_ok();
+        // (Not `Instant::now() + bound`: a bound may be longer than instants reach.)
+        let in_time = timeout(bound, self.inner.requests.wait()).await.is_ok();
         let cut = if in_time { 0 } else { self.inner.requests.len() };
         if cut > 0 {
             tracing::warn!(
@@ -184,7 +179,7 @@ impl Lifecycle {
             self.inner.requests.wait().await;
             self.inner.tasks.wait().await;
         };
-        let ended = timeout_at(Instant::now() + limits::STOP_TIMEOUT, all).await.is_ok();
+        let ended = timeout(limits::STOP_TIMEOUT, all).await.is_ok();
         let left = if ended {
             0
         } else {

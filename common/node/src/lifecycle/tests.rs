@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::*;
 
@@ -27,6 +27,12 @@ async fn phases_only_move_forward() {
     // Both have been reached.
     life.draining().await;
     life.stopped().await;
+}
+
+#[tokio::test]
+async fn a_drain_may_have_no_bound() {
+    let life = Lifecycle::new();
+    assert_eq!(life.drain(Duration::from_secs(u64::MAX)).await, Drained::Clean);
 }
 
 #[tokio::test]
