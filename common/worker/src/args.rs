@@ -254,7 +254,7 @@ mod tests {
                 budget: 512,
             },
         );
-        check(&["--lease-ms", "10"], ArgsError::Lease(10));
+        check(&["--lease-ms", "149"], ArgsError::Lease(149));
         check(&["--node-id", "a b"], ArgsError::NodeId("a b".into()));
         check(&["--router", "nowhere"], ArgsError::Router("nowhere".into()));
         check(&["--advertise", "nowhere"], ArgsError::Advertise("nowhere".into()));

@@ -332,6 +332,7 @@ impl Core {
             scheduler: self.scheduler.load(),
             sequences: self.members.len(),
             handoffs: self.receiver.handoffs(),
+            streams: self.receiver.streams(),
             held_reads: self.held_reads,
             prefill_tokens_per_s: self.rates.prefill_tokens_per_s,
             decode_step_ms: self.rates.decode_step_ms,

@@ -20,5 +20,6 @@ pub(crate) const LOAD_COALESCE: Duration = Duration::from_millis(50);
 /// Reports that wait for a slow router; behind them load is coalesced, and KV events give way to a snapshot.
 pub(crate) const REPORTS: usize = 8;
 
-/// The shortest lease: what a heartbeat over a busy network can keep.
-pub(crate) const LEASE_MIN_MS: u64 = 50;
+/// The shortest lease: one that heartbeats can keep, which are never closer than their least distance.
+pub(crate) const LEASE_MIN_MS: u64 =
+    baton_transfer::limits::HEARTBEATS_PER_LEASE * baton_transfer::limits::HEARTBEAT_MS_MIN;

@@ -18,6 +18,8 @@ pub struct Load {
     pub sequences: usize,
     /// Live handoffs into this node.
     pub handoffs: usize,
+    /// Push streams that fill them.
+    pub streams: usize,
     /// Holds on blocks that are being read by pushes.
     pub held_reads: usize,
     /// Moving average; 0 when not known yet.

@@ -75,6 +75,7 @@ pub struct WorkerMetrics {
     step_rows: Histogram,
     tokens: Family<Label, Counter>,
     handoffs: Gauge,
+    handoff_streams: Gauge,
     handoff_aborts: Family<Label, Counter>,
     transfer_bytes: Family<Label, Counter>,
     transfer_seconds: Histogram,
@@ -95,6 +96,7 @@ impl WorkerMetrics {
             step_rows: histogram(TOKENS),
             tokens: Family::default(),
             handoffs: Gauge::default(),
+            handoff_streams: Gauge::default(),
             handoff_aborts: Family::default(),
             transfer_bytes: Family::default(),
             transfer_seconds: histogram(SECONDS),
@@ -127,6 +129,11 @@ impl WorkerMetrics {
         registry.register("step_rows", "Rows of an engine step", metrics.step_rows.clone());
         registry.register("tokens", "Tokens by how they came to be", metrics.tokens.clone());
         registry.register("handoffs", "Live handoffs into this node", metrics.handoffs.clone());
+        registry.register(
+            "handoff_streams",
+            "Push streams that fill handoffs into this node",
+            metrics.handoff_streams.clone(),
+        );
         registry.register(
             "handoff_aborts",
             "Handoffs that came to nothing",
@@ -185,9 +192,10 @@ impl WorkerMetrics {
         self.tokens.get_or_create(&kind.label()).inc_by(count as u64);
     }
 
-    /// Live handoffs into this node, aborting ones included.
-    pub(crate) fn handoffs(&self, count: usize) {
+    /// Live handoffs into this node, aborting ones included, and the push streams that fill them.
+    pub(crate) fn handoffs(&self, count: usize, streams: usize) {
         self.handoffs.set(count as i64);
+        self.handoff_streams.set(streams as i64);
     }
 
     /// A handoff that came to nothing, by its stable code.

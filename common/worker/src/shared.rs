@@ -107,7 +107,7 @@ impl Shared {
         }
         self.metrics.pool(&load.pool, core.block_bytes());
         self.metrics.scheduler(&load.scheduler);
-        self.metrics.handoffs(load.handoffs);
+        self.metrics.handoffs(load.handoffs, load.streams);
         self.load.send_if_modified(|published| {
             let changed = published != load;
             *published = *load;

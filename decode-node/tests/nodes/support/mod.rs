@@ -195,6 +195,14 @@ impl TestNode {
             .collect()
     }
 
+    /// Waits until a push fills blocks of it.
+    pub async fn pushed_to(&self) {
+        soon("a push", async {
+            while self.metrics().await["baton_handoff_streams"] == 0.0 {}
+        })
+        .await
+    }
+
     /// Handoffs that came to nothing for `reason`.
     pub async fn aborts(&self, reason: &str) -> f64 {
         let metrics = self.metrics().await;
