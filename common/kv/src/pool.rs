@@ -175,21 +175,41 @@ impl Pool {
     /// and holds each once more (cached ones become held).
     pub fn acquire_prefix(&mut self, root: BlockName, tokens: &[TokenId], max_tokens: usize) -> PrefixHit {
         let mut hit = PrefixHit::default();
-        let mut parent = root;
         let covered = tokens.len().min(max_tokens);
         for chunk in tokens[..covered].chunks_exact(self.block_tokens) {
-            let name = parent.child(chunk);
-            let Some(&block) = self.names.get(&name) else { break };
-            let same_parent = self.row(block).named.is_some_and(|named| named.parent == parent);
-            if !same_parent || self.tokens_of(block) != chunk {
+            let parent = hit.names.last().copied().unwrap_or(root);
+            if !self.extend_hit(&mut hit, parent, parent.child(chunk), chunk) {
                 break;
             }
-            self.hold(block);
-            hit.blocks.push(block);
-            hit.names.push(name);
-            parent = name;
         }
         hit
+    }
+
+    /// As [`Pool::acquire_prefix`], of the blocks whose names are known: `names` are those of the first full blocks of `tokens`, from `root` on.
+    pub fn acquire_named(&mut self, root: BlockName, names: &[BlockName], tokens: &[TokenId]) -> PrefixHit {
+        let mut hit = PrefixHit::default();
+        for (&name, chunk) in names.iter().zip(tokens.chunks_exact(self.block_tokens)) {
+            let parent = hit.names.last().copied().unwrap_or(root);
+            if !self.extend_hit(&mut hit, parent, name, chunk) {
+                break;
+            }
+        }
+        hit
+    }
+
+    /// Adds the block called `name` to the hit; false when there is none of these tokens.
+    fn extend_hit(&mut self, hit: &mut PrefixHit, parent: BlockName, name: BlockName, chunk: &[TokenId]) -> bool {
+        let Some(&block) = self.names.get(&name) else {
+            return false;
+        };
+        let same_parent = self.row(block).named.is_some_and(|named| named.parent == parent);
+        if !same_parent || self.tokens_of(block) != chunk {
+            return false;
+        }
+        self.hold(block);
+        hit.blocks.push(block);
+        hit.names.push(name);
+        true
     }
 
     /// `count` blocks held once each, as contiguous as possible; evicts the least recently used cached blocks where needed. All or nothing.

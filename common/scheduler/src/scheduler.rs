@@ -58,10 +58,10 @@ struct Sequence {
     table: Vec<BlockId>,
     /// Tokens whose KV is in the pool.
     context: usize,
-    /// Leading blocks of the table that have their names. (This and the next are set anew on admission.)
+    /// Leading blocks of the table that have their names. (Set anew on admission.)
     named_blocks: usize,
-    /// Name of the last of these; the root if there is none.
-    last_name: BlockName,
+    /// Of the first full blocks of its tokens, as far as they were needed: computed once.
+    names: Vec<BlockName>,
     /// Rows in the running step; 0 when it is not in it.
     rows: usize,
     /// Cancelled while in the running step.
@@ -97,6 +97,22 @@ impl Sequence {
                 .saturating_add(self.max_new_tokens)
                 .saturating_sub(1)
                 .max(self.context),
+        }
+    }
+
+    /// The name of the block before the table's `at`th.
+    fn parent_of(&self, at: usize) -> BlockName {
+        at.checked_sub(1).map_or(self.root, |before| self.names[before])
+    }
+
+    /// Computes the names of the full blocks among the first `tokens`.
+    fn name_until(&mut self, tokens: usize, block_tokens: usize) {
+        let full = tokens / block_tokens;
+        for at in self.names.len()..full {
+            let name = self
+                .parent_of(at)
+                .child(&self.tokens[at * block_tokens..(at + 1) * block_tokens]);
+            self.names.push(name);
         }
     }
 
@@ -261,7 +277,7 @@ impl Scheduler {
     fn take_in(&self, new: NewSequence) -> Sequence {
         let block_tokens = self.config.block_tokens;
         let prompt_len = new.prompt.len();
-        let (mut context, mut named_blocks, mut last_name) = (0, 0, new.root);
+        let (mut context, mut names) = (0, Vec::new());
         let table = match new.start {
             Start::Compute => Vec::new(),
             Start::Handed { table } => {
@@ -270,9 +286,7 @@ impl Scheduler {
                     table.len() * block_tokens >= prompt_len,
                     "handed over without its prompt"
                 );
-                let names = name_blocks(new.root, &new.prompt, block_tokens);
-                (context, named_blocks) = (prompt_len, names.len());
-                last_name = names.last().copied().unwrap_or(new.root);
+                (context, names) = (prompt_len, name_blocks(new.root, &new.prompt, block_tokens));
                 table
             }
         };
@@ -291,8 +305,8 @@ impl Scheduler {
             started: context > 0,
             table,
             context,
-            named_blocks,
-            last_name,
+            named_blocks: names.len(),
+            names,
             rows: 0,
             cancelled: false,
         }

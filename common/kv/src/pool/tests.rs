@@ -57,7 +57,17 @@ fn a_hit_ends_where_the_caller_or_the_tokens_say() {
         let stored = store(&mut pool, &[1, 2, 3, 4, 5, 6]);
         let hit = pool.acquire_prefix(root(), tokens, max_tokens);
         assert_eq!(hit.blocks, stored[..blocks], "{tokens:?} up to {max_tokens}");
-        assert_eq!(hit.names, name_blocks(root(), tokens, BLOCK_TOKENS)[..blocks]);
+        let names = name_blocks(root(), tokens, BLOCK_TOKENS);
+        assert_eq!(hit.names, names[..blocks]);
+        // The same, when the names are known already.
+        let whole = names.len().min(max_tokens / BLOCK_TOKENS);
+        assert_eq!(pool.acquire_named(root(), &names[..whole], tokens), hit);
+        pool.release(&hit.blocks);
+        pool.release(&hit.blocks);
+        pool.check().unwrap();
+        // Names alone do not make a hit: the tokens are compared.
+        let other: Vec<TokenId> = tokens.iter().map(|token| token + 1).collect();
+        assert_eq!(pool.acquire_named(root(), &names[..whole], &other).blocks, []);
     }
     check(&[1, 2, 3, 4, 5, 6], 6, 3);
     check(&[1, 2, 3, 4, 5, 6], 5, 2);

@@ -102,7 +102,10 @@ impl Sequence {
         let full = self.context / block_tokens;
         for at in self.named_blocks..full {
             let tokens = &self.tokens[at * block_tokens..(at + 1) * block_tokens];
-            self.last_name = pool.name(self.table[at], self.last_name, tokens);
+            let name = pool.name(self.table[at], self.parent_of(at), tokens);
+            if at == self.names.len() {
+                self.names.push(name);
+            }
         }
         self.named_blocks = full;
     }

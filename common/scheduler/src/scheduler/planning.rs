@@ -118,7 +118,9 @@ impl Scheduler {
         let sequence = self.waiting.front_mut()?;
         let block_tokens = self.config.block_tokens;
         let total = sequence.tokens.len();
-        let hit = pool.acquire_prefix(sequence.root, &sequence.tokens, total - 1);
+        sequence.name_until(total - 1, block_tokens);
+        let names = &sequence.names[..(total - 1) / block_tokens];
+        let hit = pool.acquire_named(sequence.root, names, &sequence.tokens);
         let missing = total.div_ceil(block_tokens) - hit.blocks.len();
         let counts = pool.counts();
         if sequence.entry_blocks(block_tokens) - hit.blocks.len() > counts.free + counts.cached {
@@ -129,7 +131,6 @@ impl Scheduler {
         let mut sequence = self.waiting.pop_front().expect("just seen");
         sequence.context = hit.blocks.len() * block_tokens;
         sequence.named_blocks = hit.blocks.len();
-        sequence.last_name = hit.names.last().copied().unwrap_or(sequence.root);
         sequence.table = hit.blocks;
         if !sequence.started {
             sequence.started = true;
