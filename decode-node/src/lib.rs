@@ -1,7 +1,7 @@
 //! The decode node: receives the KV of prompts computed elsewhere, and answers token by token.
 //!
-//! One leg per `Decode.Open` stream: reserve → ticket → (renew) → verified → tokens → ended; or run → admitted → tokens → ended. The same port serves `Handoff`, over which prefill
-//! nodes push.
+//! One leg per `Decode.Open` stream: reserve → ticket → (renew) → verified → tokens → ended; or run → admitted → tokens → ended. The same port
+//! serves `Handoff`, over which prefill nodes push.
 //!
 //! **Architecture invariants**
 //! - A leg is one future. Dropping it (the router closed the stream, the deadline passed, the node stops) gives reservation, sequence and blocks back.

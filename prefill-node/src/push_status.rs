@@ -28,7 +28,7 @@ pub(crate) fn push_status(error: &PushError) -> Status {
         PushError::Ticket(_) => status::error(Code::InvalidArgument, error.code(), message)
             .field("ticket")
             .build(),
-        PushError::Failed(PushFailure::Protocol) | PushError::Abandoned | PushError::Memory => {
+        PushError::Failed(PushFailure::Protocol) | PushError::Memory => {
             status::error(Code::Internal, error.code(), message).build()
         }
     }

@@ -12,7 +12,7 @@ mod tests;
 
 pub use feed::{Hold, PushFeed, PushInput, push_feed};
 pub use fences::Fences;
-pub use port::{ReceiverPort, ReceiverStep};
+pub use port::ReceiverPort;
 pub use pusher::{PushError, PushJob, PushReport, Pusher, PusherConfig};
 pub use service::HandoffService;
 

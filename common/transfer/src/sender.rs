@@ -192,8 +192,8 @@ impl Sender {
         })
     }
 
-    /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table`. Progress never goes back; where it would (the sequence was
-    /// preempted and starts again), the call changes nothing.
+    /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table`. Progress never goes
+    /// back: where it would, the call changes nothing.
     pub fn computed(&mut self, tokens: usize, table: &[BlockId]) {
         if tokens > self.computed {
             self.computed = tokens.min(self.prompt_tokens);

@@ -77,10 +77,8 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
         blocks: usize,
-        layout: KvLayout,
         scheduler: SchedulerConfig,
         receiver: ReceiverConfig,
         update_capacity: usize,
@@ -88,6 +86,7 @@ impl Core {
         fences: Fences,
         metrics: WorkerMetrics,
     ) -> Self {
+        let layout = receiver.layout;
         Self {
             pool: Pool::new(blocks, layout.block_tokens),
             receiver: Receiver::new(receiver),

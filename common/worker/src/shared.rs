@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use baton_kv::{KvEvent, KvMemory, Time};
+use baton_kv::{KvEvent, KvMemory, Pool, Time};
 use baton_node::clock;
-use baton_transfer::grpc::{Fences, ReceiverPort, ReceiverStep};
+use baton_transfer::{
+    Receiver, ReceiverAction,
+    grpc::{Fences, ReceiverPort},
+};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -155,7 +158,7 @@ impl ReceiverPort for Shared {
         &self.memory
     }
 
-    fn locked(&self, f: &mut ReceiverStep<'_>) {
+    fn locked<R>(&self, step: impl FnOnce(&mut Receiver, &mut Pool, Time, &mut Vec<ReceiverAction>) -> R) -> R {
         self.with(|core, now| {
             let Core {
                 receiver,
@@ -163,7 +166,7 @@ impl ReceiverPort for Shared {
                 actions,
                 ..
             } = core;
-            f(receiver, pool, now, actions);
-        });
+            step(receiver, pool, now, actions)
+        })
     }
 }

@@ -124,7 +124,6 @@ impl Worker {
         let (mailbox, fences) = (Arc::new(Mailbox::default()), Fences::default());
         let core = Core::new(
             blocks,
-            layout,
             scheduler,
             receiver,
             config.max_updates,

@@ -21,8 +21,6 @@ pub(super) struct Progress {
     /// All new ones.
     pub(super) holds: Vec<Hold>,
     pub(super) first: Option<(TokenId, f32)>,
-    /// The feed is gone.
-    pub(super) closed: bool,
     /// The push has ended: nothing is kept any more.
     ended: bool,
 }
@@ -47,7 +45,7 @@ impl Shared {
     }
 }
 
-/// The node role's end. Never blocks; may be used from the engine's thread. Dropping it before `first_token` abandons the push.
+/// The node role's end. Never blocks; may be used from the engine's thread. The push waits for it until its lease or deadline ends.
 pub struct PushFeed {
     shared: Arc<Shared>,
 }
@@ -65,7 +63,7 @@ pub fn push_feed() -> (PushFeed, PushInput) {
 
 impl PushFeed {
     /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table` (the sequence's whole table, blocks that the decode node holds
-    /// included). `hold` keeps them readable. Progress that goes back (a preempted sequence) changes nothing; after the push has ended, `hold` is dropped at once.
+    /// included). `hold` keeps them readable. After the push has ended, `hold` is dropped at once.
     pub fn computed(&self, tokens: usize, table: &[BlockId], hold: Hold) {
         self.shared.change(|progress| {
             progress.computed = Some((tokens, table.to_vec()));
@@ -79,29 +77,15 @@ impl PushFeed {
     }
 }
 
-impl Drop for PushFeed {
-    fn drop(&mut self) {
-        self.shared.change(|progress| progress.closed = true);
-    }
-}
-
 impl PushInput {
     /// Waits until [`PushInput::take`] has something new. Cancel-safe.
     pub(super) async fn changed(&self) {
         self.shared.changed.notified().await;
     }
 
-    /// Takes what is new; `closed` stays set.
+    /// Takes what is new.
     pub(super) fn take(&self) -> Progress {
-        let mut progress = self.shared.progress();
-        let closed = progress.closed;
-        mem::replace(
-            &mut *progress,
-            Progress {
-                closed,
-                ..Progress::default()
-            },
-        )
+        mem::take(&mut *self.shared.progress())
     }
 }
 

@@ -6,31 +6,14 @@ use baton_kv::{Checksum, KvMemory, Pool, Time};
 
 use crate::{PieceHeader, Receiver, ReceiverAction, Reject, StreamId, Verdict, Verify, WritePermit};
 
-/// One step of the receiver, with the pool, the time, and where its actions go.
-pub type ReceiverStep<'a> = dyn FnMut(&mut Receiver, &mut Pool, Time, &mut Vec<ReceiverAction>) + 'a;
-
 /// The lock that guards receiver and pool, and the pool's memory.
 pub trait ReceiverPort: Send + Sync + 'static {
     /// The bytes of the pool's blocks.
     fn memory(&self) -> &Arc<dyn KvMemory>;
 
-    /// Takes the lock, calls `f` once with the receiver, the pool, the time and an empty list, gives the lock back, and sees to it that the
-    /// actions left in the list are carried out, in order. Short: `f` neither blocks nor copies blocks.
-    fn locked(&self, f: &mut ReceiverStep<'_>);
-}
-
-/// [`ReceiverPort::locked`] with a result.
-pub(super) fn call<R>(
-    port: &impl ReceiverPort,
-    f: impl FnOnce(&mut Receiver, &mut Pool, Time, &mut Vec<ReceiverAction>) -> R,
-) -> R {
-    let (mut f, mut result) = (Some(f), None);
-    port.locked(&mut |receiver, pool, now, actions| {
-        if let Some(f) = f.take() {
-            result = Some(f(receiver, pool, now, actions));
-        }
-    });
-    result.expect("`locked` calls its closure")
+    /// Takes the lock, calls `step` with the receiver, the pool, the time and an empty list, gives the lock back, and sees to it that the
+    /// actions left in the list are carried out, in order. Short: `step` neither blocks nor copies blocks.
+    fn locked<R>(&self, step: impl FnOnce(&mut Receiver, &mut Pool, Time, &mut Vec<ReceiverAction>) -> R) -> R;
 }
 
 /// Copies one piece to its place, if it is invited and not here yet. Returns the sums to take if it was the last.
@@ -40,7 +23,7 @@ pub(super) fn write_piece<P: ReceiverPort>(
     piece: &PieceHeader,
     data: &[u8],
 ) -> Result<Option<PendingVerify<P>>, Reject> {
-    let Some(permit) = call(&**port, |receiver, _, now, _| receiver.begin_write(stream, piece, now))? else {
+    let Some(permit) = port.locked(|receiver, _, now, _| receiver.begin_write(stream, piece, now))? else {
         return Ok(None);
     };
     let mut landing = Landing {
@@ -76,9 +59,8 @@ impl<P: ReceiverPort> Landing<'_, P> {
 
     fn end(&mut self, written: bool) -> Option<Verify> {
         let permit = self.permit.take()?;
-        call(&**self.port, |receiver, pool, now, actions| {
-            receiver.landed(permit, written, now, pool, actions)
-        })
+        self.port
+            .locked(|receiver, pool, now, actions| receiver.landed(permit, written, now, pool, actions))
     }
 }
 
@@ -115,9 +97,10 @@ impl<P: ReceiverPort> PendingVerify<P> {
 
     fn end(&mut self, sums: Option<&[Checksum]>) -> Option<Result<Verdict, Reject>> {
         let verify = self.verify.take()?;
-        Some(call(&*self.port, |receiver, pool, now, actions| {
-            receiver.sums(verify, sums, now, pool, actions)
-        }))
+        Some(
+            self.port
+                .locked(|receiver, pool, now, actions| receiver.sums(verify, sums, now, pool, actions)),
+        )
     }
 }
 

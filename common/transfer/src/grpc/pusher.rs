@@ -1,10 +1,11 @@
 //! The prefill node's end of a push.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use baton_kv::{BlockName, Checksum, ChecksumState, Epoch, KvIdentity, KvMemory, KvMemoryError, NodeId, Time, TokenId};
 use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
@@ -78,9 +79,6 @@ pub enum PushError {
     /// Refused, or out of time.
     #[error(transparent)]
     Failed(#[from] PushFailure),
-    /// The feed was dropped before the first token.
-    #[error("the push was abandoned")]
-    Abandoned,
     /// The node's own blocks could not be read.
     #[error("the prompt's KV could not be read")]
     Memory,
@@ -95,9 +93,8 @@ impl PushError {
             Self::Stream(_) => "PEER_LOST",
             Self::Failed(PushFailure::Rejected(reject)) => reject.code(),
             Self::Failed(PushFailure::LeaseEnded) => "LEASE_ENDED",
-            Self::Failed(PushFailure::Deadline) => "DEADLINE_EXCEEDED",
+            Self::Failed(PushFailure::Deadline) => "DEADLINE",
             Self::Failed(PushFailure::Protocol) => "PEER_PROTOCOL",
-            Self::Abandoned => "ABANDONED",
             Self::Memory => "KV_UNREADABLE",
         }
     }
@@ -165,7 +162,7 @@ impl Pusher {
             frames,
             outbox,
             reading: None,
-            holds: Vec::new(),
+            holds: Arc::default(),
             first_at: None,
             busy: Busy::default(),
         };
@@ -211,7 +208,7 @@ struct Push {
     outbox: VecDeque<pb::PushFrame>,
     reading: Option<Reading>,
     /// Kept to the end: any block may be asked for again.
-    holds: Vec<Hold>,
+    holds: Arc<Vec<Hold>>,
     first_at: Option<Instant>,
     busy: Busy,
 }
@@ -229,14 +226,14 @@ enum Event {
 /// A block that waits for its share of the node's memory, and is then being read on a thread for blocking work.
 struct Reading {
     block: BlockToSend,
-    task: Pin<Box<dyn Future<Output = Option<(Bytes, Checksum)>> + Send>>,
+    task: BoxFuture<'static, Option<(Bytes, Checksum)>>,
 }
 
 impl Push {
     async fn run(mut self, mut replies: Streaming<pb::PushReply>) -> Result<PushReport, PushError> {
         let open_by = self.started + Duration::from_millis(limits::OPEN_MS);
         loop {
-            self.take_progress()?;
+            self.take_progress();
             self.fill_outbox();
             match self.sender.state() {
                 SenderState::Verified => return Ok(self.report()),
@@ -298,20 +295,17 @@ impl Push {
         }
     }
 
-    fn take_progress(&mut self) -> Result<(), PushError> {
+    fn take_progress(&mut self) {
         let progress = self.input.take();
-        self.holds.extend(progress.holds);
+        if !progress.holds.is_empty() {
+            Arc::make_mut(&mut self.holds).extend(progress.holds);
+        }
         if let Some((tokens, table)) = progress.computed {
             self.sender.computed(tokens, &table);
         }
         if let Some((token, logprob)) = progress.first {
             self.sender.first_token(token, logprob);
             self.first_at = Some(Instant::now());
-        }
-        if progress.closed && self.first_at.is_none() {
-            Err(PushError::Abandoned)
-        } else {
-            Ok(())
         }
     }
 

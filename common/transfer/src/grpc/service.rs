@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use baton_kv::Time;
 use baton_proto::node::v1::{self as pb, handoff_server, push_frame::Frame, push_reply::Reply};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -15,7 +16,7 @@ use tracing::Instrument;
 
 use super::{
     Fences,
-    port::{PendingVerify, ReceiverPort, call, write_piece},
+    port::{PendingVerify, ReceiverPort, write_piece},
 };
 use crate::{Claims, FinalClaims, PieceHeader, Reject, StreamId, Verdict, limits, sender::heartbeat_ms};
 
@@ -88,7 +89,7 @@ struct StreamGuard<P: ReceiverPort> {
 impl<P: ReceiverPort> Drop for StreamGuard<P> {
     fn drop(&mut self) {
         self.fences.forget(self.stream);
-        call(&*self.port, |receiver, pool, now, actions| {
+        self.port.locked(|receiver, pool, now, actions| {
             receiver.stream_closed(self.stream, self.refused, now, pool, actions);
         });
     }
@@ -145,114 +146,132 @@ async fn serve<P: ReceiverPort>(
         Ok(Ok(Some(_))) | Err(_) => return Err(Reject::Malformed),
         Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
     };
-    let (lease_ms, mut renewed_at) = call(&**port, |receiver, _, now, _| {
-        receiver.opened(stream, &claims, now).map(|lease_ms| (lease_ms, now))
+    let (lease_ms, opened_at) = port.locked(|receiver, _, now, _| {
+        let lease_ms = receiver.opened(stream, &claims, now)?;
+        Ok((lease_ms, now))
     })?;
     tracing::debug!(stream = stream.0, handoff = claims.handoff.0, sender = %claims.sender_node, "push opened");
     reply(replies, Reply::Accepted(pb::Accepted { lease_ms })).await;
-    let answer_ms = heartbeat_ms(lease_ms) / limits::ANSWERS_PER_HEARTBEAT;
+    let mut push = Push {
+        port,
+        stream,
+        frames: 1,
+        answer_ms: heartbeat_ms(lease_ms) / limits::ANSWERS_PER_HEARTBEAT,
+        answered_at: opened_at,
+        verifying: None,
+    };
 
-    // OPEN was the first.
-    let (mut count, mut listening, mut verifying) = (1, true, Verifying(None));
     // A broken stream is the sender's end as well: the guard aborts the handoff. Every wait here ends with the lease, through the fence.
+    let mut listening = true;
     loop {
-        let message = tokio::select! {
-            verdict = verifying.verdict(), if verifying.0.is_some() => {
-                match verdict? {
-                    Verdict::Verified => {
-                        reply(replies, Reply::Verified(pb::PushVerified {})).await;
-                        return Ok(());
-                    }
-                    Verdict::Resend { slots } => {
-                        let slots = slots.into_iter().map(|slot| slot as u32).collect();
-                        reply(replies, Reply::Resend(pb::Resend { slots })).await;
-                    }
+        let answer = tokio::select! {
+            verdict = verdict(&mut push.verifying), if push.verifying.is_some() => Some(said(verdict?)),
+            message = frames.message(), if listening => match message {
+                Ok(Some(message)) => push.take(message).await?,
+                // Nothing more will come, but the verdict may still be heard.
+                Ok(None) => {
+                    listening = false;
+                    None
                 }
-                continue;
-            }
-            message = frames.message(), if listening => message,
+                Err(_) => return Ok(()),
+            },
             else => return Ok(()),
         };
-        let message = match message {
-            Ok(Some(message)) => message,
-            // Nothing more will come, but the verdict may still be heard.
-            Ok(None) => {
-                listening = false;
-                continue;
-            }
-            Err(_) => return Ok(()),
-        };
-        count += 1;
-        let answered = match message.frame {
-            Some(Frame::Piece(piece)) => {
-                match header(&piece).and_then(|header| write_piece(port, stream, &header, &piece.data)) {
-                    Ok(Some(verify)) => {
-                        verifying.start(verify);
-                        Ok(None)
-                    }
-                    Ok(None) => call(&**port, |receiver, _, now, _| {
-                        if now < renewed_at.after_ms(answer_ms) {
-                            return Ok(None);
-                        }
-                        renewed_at = now;
-                        receiver.heartbeat(stream, now).map(Some)
-                    }),
-                    Err(reject) => Err(reject),
-                }
-            }
-            Some(Frame::Final(message)) => FinalClaims::from_proto(&message)
-                .map_err(|_| Reject::Malformed)
-                .and_then(|claims| call(&**port, |receiver, _, now, _| receiver.finished(stream, &claims, now)))
-                .map(|verify| {
-                    if let Some(verify) = verify {
-                        verifying.start(PendingVerify::new(port.clone(), verify));
-                    }
-                    None
-                }),
-            Some(Frame::Heartbeat(_)) => call(&**port, |receiver, _, now, _| {
-                renewed_at = now;
-                receiver.heartbeat(stream, now).map(Some)
-            }),
-            Some(Frame::Open(_)) | None => Err(Reject::Malformed),
-        };
-        match answered {
-            Ok(None) => {}
-            Ok(Some(lease_ms)) => {
-                let renewed = pb::Renewed {
-                    lease_ms,
-                    frames: count,
-                };
-                reply(replies, Reply::Renewed(renewed)).await;
-            }
-            // All may have been verified just now: then there is nothing left to refuse.
-            Err(reject) if verifying.0.is_some() => match verifying.verdict().await {
-                Ok(Verdict::Verified) => {
-                    reply(replies, Reply::Verified(pb::PushVerified {})).await;
-                    return Ok(());
-                }
-                _ => return Err(reject),
-            },
-            Err(reject) => return Err(reject),
+        let Some(answer) = answer else { continue };
+        let last = matches!(answer, Reply::Verified(_));
+        reply(replies, answer).await;
+        if last {
+            return Ok(());
         }
     }
 }
 
-/// The sums that are being taken on a thread for blocking work, while the stream's frames are still read.
-struct Verifying(Option<JoinHandle<Result<Verdict, Reject>>>);
+/// An accepted stream.
+struct Push<'a, P: ReceiverPort> {
+    port: &'a Arc<P>,
+    stream: StreamId,
+    /// That have arrived, OPEN included.
+    frames: u64,
+    /// Between answers to pieces.
+    answer_ms: u64,
+    answered_at: Time,
+    /// Sums that are being taken on a thread for blocking work, while frames are still read.
+    verifying: Option<JoinHandle<Result<Verdict, Reject>>>,
+}
 
-impl Verifying {
-    fn start<P: ReceiverPort>(&mut self, verify: PendingVerify<P>) {
-        self.0 = Some(tokio::task::spawn_blocking(move || verify.run()));
+impl<P: ReceiverPort> Push<'_, P> {
+    /// Takes a frame in; returns what to answer now.
+    async fn take(&mut self, message: pb::PushFrame) -> Result<Option<Reply>, Reject> {
+        self.frames += 1;
+        let taken = match message.frame {
+            Some(Frame::Piece(piece)) => self.piece(&piece),
+            Some(Frame::Final(message)) => self.finished(&message),
+            Some(Frame::Heartbeat(_)) => self.renewed(0),
+            Some(Frame::Open(_)) | None => Err(Reject::Malformed),
+        };
+        match taken {
+            // All may have been verified just now: then there is nothing left to refuse.
+            Err(reject) if self.verifying.is_some() => match verdict(&mut self.verifying).await {
+                Ok(verdict @ Verdict::Verified) => Ok(Some(said(verdict))),
+                _ => Err(reject),
+            },
+            taken => taken,
+        }
     }
 
-    /// Pending as long as nothing is being summed. Cancel-safe.
-    async fn verdict(&mut self) -> Result<Verdict, Reject> {
-        let Some(task) = &mut self.0 else {
-            return std::future::pending().await;
-        };
-        let verdict = task.await.unwrap_or(Err(Reject::Aborted));
-        self.0 = None;
-        verdict
+    fn piece(&mut self, piece: &pb::Piece) -> Result<Option<Reply>, Reject> {
+        match write_piece(self.port, self.stream, &header(piece)?, &piece.data)? {
+            Some(verify) => {
+                self.verify(verify);
+                Ok(None)
+            }
+            None => self.renewed(self.answer_ms),
+        }
+    }
+
+    fn finished(&mut self, message: &pb::Final) -> Result<Option<Reply>, Reject> {
+        let claims = FinalClaims::from_proto(message).map_err(|_| Reject::Malformed)?;
+        let verify = self
+            .port
+            .locked(|receiver, _, now, _| receiver.finished(self.stream, &claims, now))?;
+        if let Some(verify) = verify {
+            self.verify(PendingVerify::new(self.port.clone(), verify));
+        }
+        Ok(None)
+    }
+
+    /// Renews the lease, if the last answer is at least `after_ms` old.
+    fn renewed(&mut self, after_ms: u64) -> Result<Option<Reply>, Reject> {
+        let (stream, answered_at, frames) = (self.stream, &mut self.answered_at, self.frames);
+        self.port.locked(|receiver, _, now, _| {
+            if now < answered_at.after_ms(after_ms) {
+                return Ok(None);
+            }
+            *answered_at = now;
+            let lease_ms = receiver.heartbeat(stream, now)?;
+            Ok(Some(Reply::Renewed(pb::Renewed { lease_ms, frames })))
+        })
+    }
+
+    fn verify(&mut self, verify: PendingVerify<P>) {
+        self.verifying = Some(tokio::task::spawn_blocking(move || verify.run()));
+    }
+}
+
+/// The end of the sums under way. Cancel-safe.
+async fn verdict(verifying: &mut Option<JoinHandle<Result<Verdict, Reject>>>) -> Result<Verdict, Reject> {
+    let task = verifying.as_mut().expect("checked by the caller");
+    let verdict = task.await.unwrap_or(Err(Reject::Aborted));
+    *verifying = None;
+    verdict
+}
+
+fn said(verdict: Verdict) -> Reply {
+    match verdict {
+        Verdict::Verified => Reply::Verified(pb::PushVerified {}),
+        Verdict::Resend { slots } => Reply::Resend(pb::Resend {
+            slots: slots.into_iter().map(|slot| slot as u32).collect(),
+        }),
     }
 }
 

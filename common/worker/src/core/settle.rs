@@ -130,14 +130,11 @@ impl Core {
                 let Some(member) = self.members.get_mut(&id) else {
                     return;
                 };
-                let first = member.started.is_none();
-                let handed = matches!(member.stage, Stage::Scheduled { handoff: Some(_) });
-                let queued = elapsed(member.submitted, *member.started.get_or_insert(now));
-                if first && !handed {
-                    self.metrics.tokens(TokenKind::PromptCached, cached_tokens);
-                    if !self.send(id, Update::Started { cached_tokens, queued }, now) {
-                        return;
-                    }
+                member.started = Some(now);
+                let queued = elapsed(member.submitted, now);
+                self.metrics.tokens(TokenKind::PromptCached, cached_tokens);
+                if !self.send(id, Update::Started { cached_tokens, queued }, now) {
+                    return;
                 }
                 self.report_blocks(id, cached_tokens, table, now);
             }

@@ -114,7 +114,7 @@ impl ReceiverPort for Port {
         &self.memory
     }
 
-    fn locked(&self, f: &mut ReceiverStep<'_>) {
+    fn locked<R>(&self, step: impl FnOnce(&mut Receiver, &mut Pool, Time, &mut Vec<ReceiverAction>) -> R) -> R {
         let mut state = self.state.lock().unwrap();
         let State {
             receiver,
@@ -123,7 +123,7 @@ impl ReceiverPort for Port {
             sequences,
         } = &mut *state;
         let mut actions = Vec::new();
-        f(receiver, pool, self.now(), &mut actions);
+        let result = step(receiver, pool, self.now(), &mut actions);
         for action in &actions {
             match action {
                 ReceiverAction::Fence { stream, reject } => self.fences.fence(*stream, *reject),
@@ -138,6 +138,7 @@ impl ReceiverPort for Port {
         all.extend(actions);
         drop(state);
         self.acted.notify_waiters();
+        result
     }
 }
 
@@ -196,12 +197,10 @@ impl Node {
     }
 
     pub(super) fn reserve(&self, request: u128, attempt: u32, prompt: &[TokenId]) -> Ticket {
-        let mut ticket = None;
-        self.port.locked(&mut |receiver, pool, now, actions| {
-            let wanted = testing::reserve(request, attempt, prompt);
-            ticket = Some(receiver.reserve(wanted, now, pool, actions).unwrap());
-        });
-        ticket.unwrap()
+        let wanted = testing::reserve(request, attempt, prompt);
+        self.port
+            .locked(|receiver, pool, now, actions| receiver.reserve(wanted, now, pool, actions))
+            .unwrap()
     }
 
     /// Waits until `find` finds something in the state.
@@ -270,7 +269,7 @@ impl Node {
     pub(super) fn finish_all(&self) {
         let sequences = std::mem::take(&mut self.port.state.lock().unwrap().sequences);
         for (handoff, table) in sequences {
-            self.port.locked(&mut |receiver, pool, _, actions| {
+            self.port.locked(|receiver, pool, _, actions| {
                 pool.release(&table);
                 receiver.released(handoff, actions);
             });
@@ -278,7 +277,7 @@ impl Node {
     }
 
     pub(super) fn abort_all(&self) {
-        self.port.locked(&mut |receiver, pool, now, actions| {
+        self.port.locked(|receiver, pool, now, actions| {
             for handoff in (0..100).map(HandoffId) {
                 receiver.abort(handoff, AbortReason::Cancelled, now, pool, actions);
             }
@@ -289,7 +288,7 @@ impl Node {
     pub(super) fn pass_ms(&self, ms: u64) {
         self.port.skew.fetch_add(ms * 1_000, Ordering::SeqCst);
         self.port
-            .locked(&mut |receiver, pool, now, actions| receiver.tick(now, pool, actions));
+            .locked(|receiver, pool, now, actions| receiver.tick(now, pool, actions));
     }
 }
 
