@@ -306,7 +306,7 @@ async fn a_full_pool_refuses_a_reservation() {
 
 #[tokio::test]
 async fn reservations_do_not_take_what_a_preempted_sequence_waits_for() {
-    let (script, engine) = scripted_with(14);
+    let (script, engine) = scripted_with(20);
     let (worker, _) = start(engine, config());
     let mut streams = [1, 2].map(|seed| {
         let work = work(&worker, prompt(30, seed), 60);
@@ -317,7 +317,7 @@ async fn reservations_do_not_take_what_a_preempted_sequence_waits_for() {
     script.send(Script::Step).expect("the engine lives");
     while worker.load().scheduler.preemptions == 0 {
         script.send(Script::Step).expect("the engine lives");
-        while !matches!(next(&mut streams[0]).await, Ok(Update::Token { .. })) {}
+        while !matches!(next(&mut streams[0]).await.expect("runs"), Update::Token { .. }) {}
         drawn += 1;
     }
     // Blocks are free, but not as many as the preempted one needs and this one besides.
@@ -335,8 +335,8 @@ async fn reservations_do_not_take_what_a_preempted_sequence_waits_for() {
     // Whoever keeps asking does not keep it out.
     let mut reservations = Vec::new();
     let pressed = async {
-        loop {
-            reservations.extend(worker.reserve(work(&worker, prompt(1, 9), 4)));
+        for seed in 10.. {
+            reservations.extend(worker.reserve(work(&worker, prompt(1, seed), 4)));
             tokio::task::yield_now().await;
         }
     };
