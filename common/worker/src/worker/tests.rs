@@ -247,7 +247,12 @@ async fn what_cannot_be_served_is_refused_with_its_reason() {
         Some(SequenceError::Submit(SubmitError::EmptyPrompt))
     );
 
-    let mut streams = Vec::new();
+    // One is in a step, which waits for the test: it does not wait in the queue, and nobody leaves that meanwhile.
+    let first = worker
+        .submit(work(&worker, prompt(20, 1), 1), Role::Decode)
+        .expect("taken");
+    load_where(&worker, "running", |load| load.scheduler.running == 1).await;
+    let mut streams = vec![first];
     let full = SequenceError::Submit(SubmitError::QueueFull { limit: 4 });
     let error = loop {
         match worker.submit(work(&worker, prompt(20, 1), 1), Role::Decode) {
@@ -255,9 +260,7 @@ async fn what_cannot_be_served_is_refused_with_its_reason() {
             Err(error) => break error,
         }
     };
-    // What runs already does not wait.
-    assert!(streams.len() >= 4, "{}", streams.len());
-    assert_eq!(error, full);
+    assert_eq!((streams.len(), error), (5, full.clone()));
     assert_eq!(worker.reserve(work(&worker, prompt(20, 1), 1)).err(), Some(full));
     drop((streams, script));
     idle(&worker).await;
