@@ -60,8 +60,6 @@ pub enum ErrorKind {
     InvalidArgument,
     /// Unknown model. (404, NOT_FOUND)
     NotFound,
-    /// Known, and not built yet. (400 over OpenAI, UNIMPLEMENTED)
-    Unimplemented,
     /// Refused for load; retry later. (429, RESOURCE_EXHAUSTED)
     Shed,
     /// No node, or a node died on the way. (503, UNAVAILABLE)
@@ -132,12 +130,6 @@ pub enum GenerateError {
         model: String,
         /// What is served.
         served: String,
-    },
-    /// A known field that is not built yet.
-    #[error("{field} is not built yet")]
-    NotBuilt {
-        /// As the client spelled it.
-        field: String,
     },
     /// The router's queue is full.
     #[error("the router's queue is full ({limit} requests wait)")]
@@ -229,13 +221,12 @@ impl GenerateError {
             Self::NoChatTemplate => "NO_CHAT_TEMPLATE",
             Self::ChatTemplateBroken(_) => "CHAT_TEMPLATE_BROKEN",
             Self::UnknownModel { .. } => reasons::UNKNOWN_MODEL,
-            Self::NotBuilt { .. } => reasons::NOT_BUILT,
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::Overloaded => reasons::OVERLOADED,
             Self::QueueTimeout { .. } => "QUEUE_TIMEOUT",
             Self::NodesFull { .. } => "NODES_FULL",
             Self::TooLargeForNodes { .. } => "TOO_LARGE_FOR_NODES",
-            Self::NoNodes => "NO_NODES",
+            Self::NoNodes => reasons::NO_NODES,
             Self::Draining => reasons::DRAINING,
             Self::NodeLost { .. } => reasons::NODE_LOST,
             Self::NodeFailed { .. } => "NODE_FAILED",
@@ -260,7 +251,6 @@ impl GenerateError {
             | Self::TooLongForNode { .. }
             | Self::TooLargeForNodes { .. } => ErrorKind::InvalidArgument,
             Self::UnknownModel { .. } => ErrorKind::NotFound,
-            Self::NotBuilt { .. } => ErrorKind::Unimplemented,
             Self::QueueFull { .. }
             | Self::Overloaded
             | Self::QueueTimeout { .. }

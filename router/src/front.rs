@@ -8,7 +8,7 @@ use std::{
 use baton_kv::{BlockName, RequestId, Salt, Time, TokenId, name_blocks};
 use baton_node::{Lifecycle, Phase, clock, random};
 use baton_proto::node::v1 as pb;
-use baton_text::ModelText;
+use baton_text::{Detokenizer, ModelText};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
@@ -84,7 +84,14 @@ impl Front {
         } else {
             request.span.clone()
         };
+        let mut left = Left {
+            metrics: &self.inner.metrics,
+            span: &span,
+            arrived,
+            waits: true,
+        };
         let admitted = self.admit(request, arrived, &span).instrument(span.clone()).await;
+        left.waits = false;
         admitted.inspect_err(|error| {
             span.record("outcome", error.code());
             span.in_scope(|| tracing::info!(code = error.code(), "not admitted: {error}"));
@@ -220,14 +227,19 @@ impl Front {
     pub async fn tokenize(&self, model: Option<&str>, input: Input) -> Result<Vec<TokenId>, GenerateError> {
         let _permit = self.permit()?;
         self.check_model(model)?;
-        self.inner.text.encode(input, limits::INPUT_TOKENS).await
+        in_time(self.inner.text.encode(input, limits::INPUT_TOKENS)).await
     }
 
     /// The text of ids.
     pub async fn detokenize(&self, model: Option<&str>, ids: Vec<TokenId>) -> Result<String, GenerateError> {
         let _permit = self.permit()?;
         self.check_model(model)?;
-        self.inner.text.decode(ids).await
+        in_time(self.inner.text.decode(ids)).await
+    }
+
+    /// Turns the ids of one answer into text.
+    pub(crate) fn detokenizer(&self) -> Detokenizer {
+        self.inner.text.model().detokenizer()
     }
 
     /// The bytes of one id alone, which may be no whole character: for lists of log-probabilities. Empty outside the vocabulary.
@@ -254,6 +266,29 @@ impl Front {
     pub fn ready(&self) -> bool {
         self.inner.lifecycle.phase() == Phase::Ready && self.inner.cluster.ready()
     }
+}
+
+/// Says so if a client leaves before its request is admitted.
+struct Left<'a> {
+    metrics: &'a RouterMetrics,
+    span: &'a Span,
+    arrived: Time,
+    waits: bool,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            let error = GenerateError::Cancelled;
+            self.span.record("outcome", error.code());
+            self.metrics.ended(error.code(), since(self.arrived));
+        }
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<T, GenerateError>>) -> Result<T, GenerateError> {
+    let passed = |_| GenerateError::DeadlineExceeded("before its turn had come");
+    timeout(limits::TOKENISE, call).await.map_err(passed)?
 }
 
 /// What was found right.

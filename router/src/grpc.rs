@@ -249,7 +249,6 @@ impl Spelling {
         let code = match error.kind() {
             ErrorKind::InvalidArgument => Code::InvalidArgument,
             ErrorKind::NotFound => Code::NotFound,
-            ErrorKind::Unimplemented => Code::Unimplemented,
             ErrorKind::Shed => Code::ResourceExhausted,
             ErrorKind::Unavailable => Code::Unavailable,
             ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,

@@ -60,11 +60,26 @@ pub(crate) const NODE_KEEPALIVE: Duration = Duration::from_secs(2);
 /// Prompts that are tokenised at a time: more would take cores from each other, and from a model that runs on the same machine.
 pub(crate) const TOKENISING: usize = 2;
 
+/// Prompts of at most so many bytes take milliseconds, and have a turn of their own.
+pub(crate) const SMALL_PROMPT_BYTES: usize = 16 << 10;
+
+/// For a Tokenize or Detokenize call, turn and work: either takes a second at most, and others may be before it.
+pub(crate) const TOKENISE: Duration = Duration::from_secs(30);
+
+/// Characters of a client's own names that an error repeats.
+pub(crate) const EXCERPT_CHARS: usize = 64;
+
 /// For a client to send its message over gRPC, or the headers of an HTTP request, and then again its body: slower ones hold a connection for nothing.
 pub(crate) const RECEIVE: Duration = Duration::from_secs(30);
 
-/// HTTP connections at a time; more wait to be accepted. Each costs a file descriptor and a few buffers, and many clients keep one open between requests.
+/// HTTP connections at a time; beyond them only probes are answered. Each costs a file descriptor and a few buffers, and many clients keep one open between requests.
 pub(crate) const HTTP_CONNECTIONS: usize = 4_096;
+
+/// HTTP connections beyond those at a time: for probes, so that a busy router is not taken for a dead one.
+pub(crate) const HTTP_PROBES: usize = 64;
+
+/// For one of those, from its first byte to its last.
+pub(crate) const HTTP_PROBE: Duration = Duration::from_secs(5);
 
 /// Once the router stops, for HTTP answers to say how they ended.
 pub(crate) const HTTP_LAST_WORD: Duration = Duration::from_millis(200);

@@ -35,6 +35,9 @@ pub enum RouterError {
     /// The gRPC server failed.
     #[error("the gRPC server failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
+    /// A server ended by itself: a defect.
+    #[error("the {0} server has ended")]
+    Ended(&'static str),
     /// The reflection service could not be built from our own descriptors.
     #[error("the reflection service could not be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -79,7 +82,7 @@ pub(crate) async fn serve(
     let front = Front::new(config, text, cluster.clone(), metrics, lifecycle.clone());
 
     let http = http_server(listeners.http, front.clone(), lifecycle.clone(), Arc::new(registry));
-    lifecycle.spawn(http);
+    let mut http = lifecycle.spawn(http);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     lifecycle.spawn(report_health(reporter, cluster.clone(), lifecycle.clone()));
@@ -113,11 +116,13 @@ pub(crate) async fn serve(
     lifecycle.set(Phase::Ready);
 
     let ended = tokio::select! {
+        biased;
         () = lifecycle.draining() => Ok(()),
-        served = &mut server => match served {
-            Ok(Err(error)) => Err(error.into()),
-            _ => Ok(()),
-        },
+        served = &mut server => Err(match served {
+            Ok(Err(error)) => error.into(),
+            _ => RouterError::Ended("gRPC"),
+        }),
+        _ = &mut http => Err(RouterError::Ended("HTTP")),
     };
     lifecycle.drain(drain).await;
     ended
@@ -127,8 +132,13 @@ async fn http_server(listener: TcpListener, front: Front, lifecycle: Lifecycle, 
     let stop = lifecycle.shutdown_token();
     let ready = front.clone();
     let ops = ops::routes_when(lifecycle, metrics, move || ready.ready());
-    let routes = openai::routes(front).merge(ops);
-    http::serve(listener, routes, limits::RECEIVE, stop).await;
+    let served = http::Served {
+        routes: openai::routes(front).merge(ops.clone()),
+        probes: ops.fallback(openai::overloaded),
+        connections: limits::HTTP_CONNECTIONS,
+        read_bound: limits::RECEIVE,
+    };
+    http::serve(listener, served, stop).await;
 }
 
 /// Says over gRPC health whether a request could be served.

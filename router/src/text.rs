@@ -19,6 +19,8 @@ const ROLES: [&str; 3] = ["system", "user", "assistant"];
 pub(crate) struct Text {
     model: Arc<ModelText>,
     permits: Arc<Semaphore>,
+    /// For small prompts, which so need not wait for large ones.
+    small: Arc<Semaphore>,
 }
 
 impl Text {
@@ -26,6 +28,7 @@ impl Text {
         Self {
             model: Arc::new(model),
             permits: Arc::new(Semaphore::new(limits::TOKENISING)),
+            small: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -37,15 +40,17 @@ impl Text {
     ///
     /// Dropping the future leaves a tokenisation that has begun to its end, and keeps its permit until then.
     pub(crate) async fn encode(&self, input: Input, max_tokens: usize) -> Result<Vec<TokenId>, GenerateError> {
-        check_size(&input)?;
+        let bytes = check_size(&input)?;
         let ids = match input {
             Input::Tokens(ids) => {
                 self.check_ids(&ids, Field::Input)?;
                 ids
             }
             Input::Text(text) => {
-                self.compute(move |model| model.tokenizer.encode_bounded(&text, true, max_tokens))
-                    .await?
+                self.compute(bytes, move |model| {
+                    model.tokenizer.encode_bounded(&text, true, max_tokens)
+                })
+                .await?
             }
             Input::Chat(messages) => {
                 check_roles(&messages)?;
@@ -56,7 +61,7 @@ impl Text {
                         content: message.content,
                     })
                     .collect();
-                self.compute(move |model| model.encode_chat(&messages, max_tokens))
+                self.compute(bytes, move |model| model.encode_chat(&messages, max_tokens))
                     .await?
             }
         };
@@ -78,7 +83,7 @@ impl Text {
             return Err(too_large(ids.len(), limits::INPUT_TOKENS, "tokens"));
         }
         self.check_ids(&ids, Field::Ids)?;
-        self.compute(move |model| model.tokenizer.decode(&ids)).await
+        self.compute(ids.len(), move |model| model.tokenizer.decode(&ids)).await
     }
 
     /// Whether all `ids` are in the vocabulary.
@@ -92,9 +97,15 @@ impl Text {
 
     async fn compute<T: Send + 'static>(
         &self,
+        size: usize,
         work: impl FnOnce(&ModelText) -> Result<T, TextError> + Send + 'static,
     ) -> Result<T, GenerateError> {
-        let permit = self.permits.clone().acquire_owned().await;
+        let permits = if size <= limits::SMALL_PROMPT_BYTES {
+            &self.small
+        } else {
+            &self.permits
+        };
+        let permit = permits.clone().acquire_owned().await;
         let permit = permit.map_err(|_| GenerateError::Draining)?;
         let model = self.model.clone();
         let done = spawn_blocking(move || {
@@ -115,7 +126,8 @@ impl Text {
     }
 }
 
-fn check_size(input: &Input) -> Result<(), GenerateError> {
+/// Bytes of its text.
+fn check_size(input: &Input) -> Result<usize, GenerateError> {
     let bytes = match input {
         Input::Text(text) => text.len(),
         Input::Chat(messages) if messages.len() > limits::CHAT_MESSAGES => {
@@ -133,7 +145,7 @@ fn check_size(input: &Input) -> Result<(), GenerateError> {
     if bytes > limits::PROMPT_BYTES {
         return Err(too_large(bytes, limits::PROMPT_BYTES, "bytes"));
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Templates put any word where the role goes, and models were not made for any word.
@@ -167,6 +179,7 @@ fn text_error(error: TextError) -> GenerateError {
         TextError::Render(why) => GenerateError::ChatRefused(why),
         error @ (TextError::RenderTooLarge(_)
         | TextError::NoMessages
+        | TextError::Unbroken(_)
         | TextError::Role(_)
         | TextError::SpecialInContent) => GenerateError::InvalidField {
             field: Field::Input,
@@ -200,24 +213,24 @@ impl AnswerText {
     /// The next token.
     pub(crate) fn push(&mut self, id: TokenId) -> Result<Shown, GenerateError> {
         let text = self.detokenizer.push(id).map_err(text_error)?;
-        Ok(self.matched(&text))
+        Ok(matched(&mut self.matcher, &self.stops, &text))
     }
 
     /// The end: what was held back.
     pub(crate) fn finish(mut self) -> Shown {
-        let rest = self.detokenizer.clone().finish();
-        let mut shown = self.matched(&rest);
+        let rest = self.detokenizer.finish();
+        let mut shown = matched(&mut self.matcher, &self.stops, &rest);
         if shown.stop.is_none() {
             shown.text.push_str(&self.matcher.finish());
         }
         shown
     }
+}
 
-    fn matched(&mut self, text: &str) -> Shown {
-        let step = self.matcher.push(text);
-        Shown {
-            text: step.text,
-            stop: step.stopped.map(|index| self.stops[index].clone()),
-        }
+fn matched(matcher: &mut StopMatcher, stops: &[String], text: &str) -> Shown {
+    let step = matcher.push(text);
+    Shown {
+        text: step.text,
+        stop: step.stopped.map(|index| stops[index].clone()),
     }
 }

@@ -23,7 +23,7 @@ pub mod reasons {
     /// Shed: queues are full.
     pub const OVERLOADED: &str = "OVERLOADED";
     /// No node can serve this now.
-    pub const NO_NODE: &str = "NO_NODE";
+    pub const NO_NODES: &str = "NO_NODES";
     /// A node died on the way.
     pub const NODE_LOST: &str = "NODE_LOST";
     /// This process is about to stop.

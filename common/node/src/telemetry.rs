@@ -254,12 +254,5 @@ pub fn set_parent_http(span: &Span, headers: &http::HeaderMap) {
     }
 }
 
-/// The trace id of `span`, 32 hex digits; `None` outside of any trace.
-pub fn trace_id(span: &Span) -> Option<String> {
-    let context = span.context();
-    let context = context.span().span_context().clone();
-    context.is_valid().then(|| context.trace_id().to_string())
-}
-
 #[cfg(test)]
 mod tests;

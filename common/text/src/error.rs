@@ -29,6 +29,9 @@ pub enum TextError {
         /// The limit.
         max_tokens: usize,
     },
+    /// Nowhere to cut the text.
+    #[error("the text goes on for more than {0} bytes without a space or the end of a line")]
+    Unbroken(usize),
     /// A token id that the vocabulary does not have.
     #[error("token id {id} is outside the vocabulary of {vocabulary} tokens")]
     UnknownToken {
@@ -72,6 +75,7 @@ impl TextError {
             TextError::Vocabulary(_) => "vocabulary_unusable",
             TextError::Tokenize(_) => "tokenize_failed",
             TextError::TooLong { .. } => "text_too_long",
+            TextError::Unbroken(_) => "text_unbroken",
             TextError::UnknownToken { .. } => "token_out_of_vocabulary",
             TextError::NoTemplate => "no_chat_template",
             TextError::BrokenTemplate(_) => "chat_template_broken",
@@ -89,6 +93,7 @@ impl TextError {
         matches!(
             self,
             TextError::TooLong { .. }
+                | TextError::Unbroken(_)
                 | TextError::UnknownToken { .. }
                 | TextError::NoTemplate
                 | TextError::Render(_)

@@ -2,6 +2,8 @@
 
 /// Bytes that are tokenised in one piece, where the text can be cut: bounds the tokenizer's working memory, some hundred bytes per byte of text.
 pub const CHUNK_BYTES: usize = 16 << 10;
+/// Bytes of a piece that cannot be cut, some 80 MB of working memory: text of any language has a space or the end of a line long before.
+pub const MAX_CHUNK_BYTES: usize = 128 << 10;
 /// Bytes of one token: vocabularies have some of some hundred spaces.
 pub const MAX_TOKEN_BYTES: usize = 4096;
 /// Instructions of one chat template's rendering, and its memory, about 64 bytes each. A template takes a few dozen per message.

@@ -6,7 +6,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 
 use crate::{
     Segment, TextError,
-    limits::CHUNK_BYTES,
+    limits::{CHUNK_BYTES, MAX_CHUNK_BYTES},
     pre_tokenizer,
     segment::{SpecialFinder, push_plain},
     vocabulary::{TokenKind, Vocabulary},
@@ -225,7 +225,7 @@ impl<'a> Encoder<'a> {
 
     fn plain(&mut self, mut text: &str) -> Result<(), TextError> {
         while !text.is_empty() {
-            let (chunk, rest) = text.split_at(chunk_len(text));
+            let (chunk, rest) = text.split_at(chunk_len(text)?);
             let encoding = self
                 .tokenizer
                 .bpe
@@ -238,24 +238,27 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Where to cut off a chunk of about [`CHUNK_BYTES`] so that the ids stay the same: before a space after a character that is not whitespace. Text without
-/// such a place is one chunk.
-fn chunk_len(text: &str) -> usize {
+/// Where to cut off a chunk of about [`CHUNK_BYTES`] so that the ids stay the same: before a space after a character that is not whitespace, or after a single
+/// line feed between two of those.
+fn chunk_len(text: &str) -> Result<usize, TextError> {
     let bytes = text.as_bytes();
-    let mut at = CHUNK_BYTES;
-    while at < bytes.len() {
-        // A space is one byte, so the cut before it is between characters.
-        if bytes[at] == b' '
-            && text[..at]
-                .chars()
-                .next_back()
-                .is_some_and(|before| !before.is_whitespace())
-        {
-            return at;
+    // Never looks at more than this, so that a text without a place to cut costs no more than its first piece.
+    let end = bytes.len().min(MAX_CHUNK_BYTES);
+    for at in CHUNK_BYTES..end {
+        // Either is one byte, so that both cuts are between characters.
+        let cut = match bytes[at] {
+            b' ' => at,
+            b'\n' if text[at + 1..].starts_with(|next: char| !next.is_whitespace()) => at + 1,
+            _ => continue,
+        };
+        if text[..at].ends_with(|before: char| !before.is_whitespace()) {
+            return Ok(cut);
         }
-        at += 1;
     }
-    bytes.len()
+    if end < bytes.len() {
+        return Err(TextError::Unbroken(MAX_CHUNK_BYTES));
+    }
+    Ok(end)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use baton_text::Detokenizer;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -41,7 +42,7 @@ pub(super) struct TokenLogprob {
     pub(super) text: String,
     pub(super) bytes: Vec<u8>,
     pub(super) logprob: f32,
-    /// Characters before it in the answer.
+    /// Characters of the answer's text before it.
     pub(super) offset: usize,
 }
 
@@ -74,6 +75,7 @@ pub(super) async fn respond<S: Shape>(
         started,
         logprobs,
         include_usage: delivery.include_usage,
+        detokenizer: front.detokenizer(),
         offset: 0,
         first: true,
         shape: std::marker::PhantomData,
@@ -105,7 +107,9 @@ struct Writer<S> {
     created: u64,
     logprobs: bool,
     include_usage: bool,
-    /// Characters of the tokens so far, for `text_offset`.
+    /// Of the whole answer, for `offset`: a character may take several tokens, and a control token shows none.
+    detokenizer: Detokenizer,
+    /// Characters of the tokens so far.
     offset: usize,
     first: bool,
     shape: std::marker::PhantomData<S>,
@@ -254,7 +258,8 @@ impl<S: Shape> Writer<S> {
                 let bytes = self.front.token_bytes(id);
                 let text = String::from_utf8_lossy(&bytes).into_owned();
                 let offset = self.offset;
-                self.offset += text.chars().count();
+                let shown = self.detokenizer.push(id).unwrap_or_default();
+                self.offset += shown.chars().count();
                 TokenLogprob {
                     text,
                     bytes,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     answer::{self, Shape},
     body::Body,
-    error::{ApiError, Endpoint},
+    error::{ApiError, Endpoint, excerpt},
     fields::{self, Delivery, Fields},
 };
 use crate::{
@@ -128,11 +128,19 @@ fn message(index: usize, item: Value) -> Result<ChatMessage, ApiError> {
 }
 
 fn text_part(part: Value, at: &str) -> Result<String, ApiError> {
-    match (part["type"].as_str(), part["text"].as_str()) {
-        (Some("text"), Some(text)) => Ok(text.to_owned()),
-        (Some(kind), _) if kind != "text" => Err(ApiError::not_built(&format!("{at} (part of type {kind})"))),
-        _ => Err(ApiError::invalid_field(at, "each part must have a type and a text")),
+    let invalid = || ApiError::invalid_field(at, "each part must have a type and a text");
+    let Value::Object(map) = part else {
+        return Err(invalid());
+    };
+    let mut fields = Fields::new(map);
+    match fields.string("type")?.as_deref() {
+        Some("text") => {}
+        Some(kind) => return Err(ApiError::not_built(&format!("{at} (part of type {})", excerpt(kind)))),
+        None => return Err(invalid()),
     }
+    let text = fields.string("text")?.ok_or_else(invalid)?;
+    fields.finish()?;
+    Ok(text)
 }
 
 /// What a chat answer looks like.

@@ -9,7 +9,10 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::error::{ErrorKind, Field, GenerateError};
+use crate::{
+    error::{ErrorKind, Field, GenerateError},
+    limits,
+};
 
 /// An error answer.
 #[derive(Clone, PartialEq, Debug)]
@@ -58,6 +61,7 @@ impl ApiError {
 
     /// A field that this API does not have.
     pub(super) fn unknown_field(param: &str) -> Self {
+        let param = &excerpt(param);
         Self::invalid("UNKNOWN_FIELD", Some(param), format!("unknown field: {param}"))
     }
 
@@ -114,7 +118,7 @@ impl ApiError {
     /// What the router said.
     pub(super) fn from_generate(error: &GenerateError, endpoint: Endpoint) -> Self {
         let (status, kind) = match error.kind() {
-            ErrorKind::InvalidArgument | ErrorKind::Unimplemented => (StatusCode::BAD_REQUEST, "invalid_request_error"),
+            ErrorKind::InvalidArgument => (StatusCode::BAD_REQUEST, "invalid_request_error"),
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, "invalid_request_error"),
             ErrorKind::Shed => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error"),
@@ -137,6 +141,11 @@ impl ApiError {
     pub(super) fn json(&self) -> Value {
         json!({ "error": { "message": self.message, "type": self.kind, "param": self.param, "code": self.code } })
     }
+}
+
+/// As much of a client's own words as an error repeats.
+pub(super) fn excerpt(text: &str) -> String {
+    text.chars().take(limits::EXCERPT_CHARS).collect()
 }
 
 impl IntoResponse for ApiError {

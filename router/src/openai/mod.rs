@@ -12,10 +12,14 @@ mod error;
 mod fields;
 mod models;
 
-use axum::{Router, routing};
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+    routing,
+};
 
-use crate::Front;
-use error::ApiError;
+use crate::{Front, GenerateError};
+use error::{ApiError, Endpoint};
 
 /// Routes under `/v1`; the probes and metrics are added by the caller.
 pub(crate) fn routes(front: Front) -> Router {
@@ -27,6 +31,11 @@ pub(crate) fn routes(front: Front) -> Router {
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .with_state(front)
+}
+
+/// The answer when every connection is taken.
+pub(crate) async fn overloaded() -> Response {
+    ApiError::from_generate(&GenerateError::Overloaded, Endpoint::Chat).into_response()
 }
 
 #[cfg(test)]

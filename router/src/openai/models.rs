@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::error::{ApiError, Endpoint};
+use super::error::{ApiError, Endpoint, excerpt};
 use crate::{Front, GenerateError, Model};
 
 pub(super) async fn list(State(front): State<Front>) -> Json<Value> {
@@ -27,7 +27,13 @@ pub(super) async fn retrieve(State(front): State<Front>, Path(id): Path<String>)
                 .map(|model| model.id.as_str())
                 .collect::<Vec<_>>()
                 .join(", ");
-            ApiError::from_generate(&GenerateError::UnknownModel { model: id, served }, Endpoint::Chat)
+            ApiError::from_generate(
+                &GenerateError::UnknownModel {
+                    model: excerpt(&id),
+                    served,
+                },
+                Endpoint::Chat,
+            )
         })
 }
 

@@ -130,6 +130,16 @@ fn what_cannot_be_served_is_named() {
             "NOT_BUILT",
             "messages[0].tool_calls",
         ),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "a", "cache_control": 1 }] }] }),
+            "UNKNOWN_FIELD",
+            "cache_control",
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": "a" }], "x".repeat(1_000): 1 }),
+            "UNKNOWN_FIELD",
+            &"x".repeat(64),
+        ),
     ] {
         let error = parse_chat(extra.clone()).expect_err(&extra.to_string());
         assert_eq!(refused(error), (code.to_owned(), Some(param.to_owned())), "{extra}");

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use baton_node::{Phase, status};
 use baton_proto::{node::v1 as pb, v1 as api};
+use futures_util::FutureExt;
 use tonic::{Code, Request};
 
-use super::harness::{ids, load, prompt, router, router_with, soon, stopping};
+use super::harness::{config, ids, load, prompt, router, router_with, soon, stopping, text};
 
 #[tokio::test]
 async fn without_nodes_there_is_no_waiting() {
@@ -88,6 +89,27 @@ async fn a_client_that_leaves_cancels_both_legs() {
     open.closed().await;
     run.closed().await;
     router.is_idle().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_prompt_is_tokenised_is_counted() {
+    let router = router().await;
+    let _decode = router.decode_node("decode-0").await;
+    let lifecycle = baton_node::Lifecycle::new();
+    let mut registry = baton_node::metrics::registry("router", &lifecycle);
+    let metrics = crate::metrics::RouterMetrics::register(&mut registry, router.cluster.clone());
+    let config = config(router.grpc, router.http);
+    let front = crate::Front::new(config, text(), router.cluster.clone(), metrics, lifecycle);
+    let request = crate::GenerateRequest::new(crate::Input::Text("one ".repeat(1_500)));
+    // Polled once: the tokeniser has begun.
+    let left = front.generate(request).now_or_never();
+    assert!(left.is_none());
+    let mut shown = String::new();
+    prometheus_client::encoding::text::encode(&mut shown, &registry).expect("encodes");
+    assert!(
+        shown.contains(r#"baton_requests_total{outcome="CANCELLED"} 1"#),
+        "{shown}"
+    );
 }
 
 #[tokio::test]

@@ -81,21 +81,7 @@ pub(super) async fn router_with(change: impl FnOnce(&mut RouterConfig)) -> Route
     };
     let grpc = listeners.grpc.local_addr().expect("bound");
     let http = listeners.http.local_addr().expect("bound");
-    let mut config = RouterConfig {
-        grpc,
-        http,
-        router_id: "router-test".to_owned(),
-        admission: AdmissionConfig {
-            max_queue: 8,
-            prefix_index_bytes: 1 << 20,
-            placement: PlacementConfig {
-                local_prefill_tokens: 0,
-            },
-        },
-        queue_timeout: Duration::from_secs(30),
-        secret: [1; 32],
-        drain: Duration::from_secs(5),
-    };
+    let mut config = config(grpc, http);
     change(&mut config);
     let (text, lifecycle) = (text(), Lifecycle::new());
     let cluster = server::new_cluster(&config, &text);
@@ -113,6 +99,24 @@ pub(super) async fn router_with(change: impl FnOnce(&mut RouterConfig)) -> Route
         grpc,
         http,
         channel,
+    }
+}
+
+pub(super) fn config(grpc: SocketAddr, http: SocketAddr) -> RouterConfig {
+    RouterConfig {
+        grpc,
+        http,
+        router_id: "router-test".to_owned(),
+        admission: AdmissionConfig {
+            max_queue: 8,
+            prefix_index_bytes: 1 << 20,
+            placement: PlacementConfig {
+                local_prefill_tokens: 0,
+            },
+        },
+        queue_timeout: Duration::from_secs(30),
+        secret: [1; 32],
+        drain: Duration::from_secs(5),
     }
 }
 

@@ -4,3 +4,4 @@ mod answers;
 mod edges;
 mod failures;
 mod harness;
+mod openai;

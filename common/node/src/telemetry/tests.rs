@@ -34,6 +34,13 @@ fn config() -> TelemetryConfig {
     }
 }
 
+/// The trace id of `span`, 32 hex digits; `None` outside of any trace.
+fn trace_id(span: &Span) -> Option<String> {
+    let context = span.context();
+    let context = context.span().span_context().clone();
+    context.is_valid().then(|| context.trace_id().to_string())
+}
+
 fn traceparent(metadata: &MetadataMap) -> Vec<String> {
     let value = metadata
         .get("traceparent")

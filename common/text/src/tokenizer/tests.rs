@@ -190,7 +190,35 @@ fn chunks_do_not_change_ids() {
     assert!(all.len() > 4 * CHUNK_BYTES);
     let whole = MODEL.tokenizer.bpe.encode_fast(all.as_str(), false).unwrap();
     assert_eq!(MODEL.tokenizer.encode(&all, false).unwrap(), whole.get_ids());
-    assert!(chunk_len(&all) < all.len());
+    assert!(chunk_len(&all).unwrap() < all.len());
+
+    // Text without spaces is cut at the ends of its lines.
+    let lines = "每一步都算数。\n好！\n\n'tis\n12\n".repeat(2_000);
+    assert!(lines.len() > 4 * CHUNK_BYTES);
+    let whole = MODEL.tokenizer.bpe.encode_fast(lines.as_str(), false).unwrap();
+    assert_eq!(MODEL.tokenizer.encode(&lines, false).unwrap(), whole.get_ids());
+    assert!(chunk_len(&lines).unwrap() < 2 * CHUNK_BYTES);
+}
+
+#[test]
+fn text_that_cannot_be_cut_is_refused() {
+    let digits = |count: usize| MODEL.tokenizer.encode(&"7".repeat(count), false);
+    assert_eq!(digits(2 * CHUNK_BYTES).unwrap().len(), 2 * CHUNK_BYTES);
+    assert!(matches!(digits(MAX_CHUNK_BYTES + 1), Err(TextError::Unbroken(_))));
+}
+
+#[test]
+fn each_family_may_be_cut_at_the_end_of_a_line() {
+    for pre in ["smollm", "gpt-2", "llama-bpe", "qwen2"] {
+        let tokenizer = small(small_model(pre)).unwrap();
+        let ids = |text: &str| tokenizer.bpe.encode_fast(text, false).unwrap().get_ids().to_vec();
+        for before in ["a", "1", "!", "é", "a b", "'s", "\n\nc"] {
+            for after in ["b", "2", "?", "é", "'s", "b\n\n", "\u{301}x"] {
+                let (head, whole) = (format!("{before}\n"), format!("{before}\n{after}"));
+                assert_eq!([ids(&head), ids(after)].concat(), ids(&whole), "{pre}: {whole:?}");
+            }
+        }
+    }
 }
 
 /// A vocabulary of all bytes and a few merges.
