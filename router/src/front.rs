@@ -174,6 +174,7 @@ impl Front {
         let life_config = LifeConfig {
             reserve_ms: limits::RESERVE_MS,
             closing_ms: limits::CLOSING_MS,
+            replace_ms: limits::REPLACE_MS,
             max_attempts: limits::ATTEMPTS,
             vocabulary: text.model().tokenizer.vocabulary_len(),
         };

@@ -50,6 +50,9 @@ pub(crate) const RESERVE_MS: u64 = 5_000;
 /// After the last token, for the prefill node to say how it went; and, when one leg failed, for the other to say whether it was lost.
 pub(crate) const CLOSING_MS: u64 = 500;
 
+/// After a node was lost before it began, for another to take its place: a stream that blinked is back within it, and a client hears of the loss soon.
+pub(crate) const REPLACE_MS: u64 = 3_000;
+
 /// Dispatches of one request: a node that refuses had no room although it reported some, which is rare.
 pub(crate) const ATTEMPTS: u32 = 4;
 

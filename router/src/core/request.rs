@@ -28,6 +28,8 @@ pub struct LifeConfig {
     pub reserve_ms: u64,
     /// After the last token, for the other leg to say how it went.
     pub closing_ms: u64,
+    /// After a node was lost before it began, for another to take its place.
+    pub replace_ms: u64,
     /// Dispatches of one request.
     pub max_attempts: u32,
     /// Ids are below it.
@@ -65,6 +67,8 @@ pub struct Life {
     queue_deadline: Time,
     /// How long each wait for a node may be.
     queue_ms: u64,
+    /// It waits again because this node was lost.
+    lost: Option<NodeId>,
     /// When the request ends, wherever it is.
     deadline: Time,
     max_new_tokens: u32,
@@ -89,6 +93,7 @@ impl Life {
             state: State::Queued { since: now },
             queue_deadline,
             queue_ms: now.ms_until(queue_deadline),
+            lost: None,
             deadline,
             max_new_tokens,
             attempt: 0,
@@ -419,7 +424,13 @@ impl Life {
                 self.close(Leg::Prefill, actions);
                 self.renew_at = None;
                 self.state = State::Queued { since: now };
-                self.queue_deadline = now.after_ms(self.queue_ms).min(self.deadline);
+                self.lost = (error == LegError::Lost).then_some(node);
+                let wait_ms = if self.lost.is_some() {
+                    self.queue_ms.min(self.config.replace_ms)
+                } else {
+                    self.queue_ms
+                };
+                self.queue_deadline = now.after_ms(wait_ms).min(self.deadline);
                 actions.push(Action::Requeue { by: member });
             }
             // It stops in the middle of the answer.
@@ -463,12 +474,13 @@ impl Life {
     fn tick(&mut self, now: Time, actions: &mut Vec<Action>) {
         match self.state {
             State::Queued { .. } if now >= self.queue_deadline => {
-                self.fail(
-                    GenerateError::QueueTimeout {
+                let error = match self.lost.take() {
+                    Some(node) => GenerateError::NodeLost { node },
+                    None => GenerateError::QueueTimeout {
                         retry_after: SHED_RETRY,
                     },
-                    actions,
-                );
+                };
+                self.fail(error, actions);
             }
             State::Reserving { until } if now >= until => {
                 let error = LegError::Failed {

@@ -6,6 +6,7 @@ use crate::core::member::MemberId;
 const CONFIG: LifeConfig = LifeConfig {
     reserve_ms: 5_000,
     closing_ms: 500,
+    replace_ms: 3_000,
     max_attempts: 3,
     vocabulary: 100,
 };
@@ -407,6 +408,12 @@ fn a_node_lost_before_it_began_sends_the_request_back_to_the_queue() {
             assert_eq!(run.life.queued(), attempt < CONFIG.max_attempts);
         }
         assert_eq!(run.end(), Some(Err("NODE_LOST")));
+
+        // Nobody takes its place.
+        let mut run = Run::steps(8, [placed, Event::DecodeFailed(LegError::Lost)]);
+        let lost = run.now;
+        run.sleep();
+        assert_eq!((run.now - lost, run.end()), (CONFIG.replace_ms, Some(Err("NODE_LOST"))));
     }
 }
 
