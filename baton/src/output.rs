@@ -17,6 +17,16 @@ pub(crate) fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
     write(&format!("{text}\n"))
 }
 
+/// A line for stderr. Nobody may be reading it; that decides nothing.
+pub(crate) fn note(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// Text for stderr, without the end of a line.
+pub(crate) fn note_part(text: std::fmt::Arguments<'_>) {
+    let _ = write!(stderr(), "{text}");
+}
+
 /// Text for stderr that stands back on a terminal.
 pub(crate) fn dim(text: &str) -> String {
     if stderr().is_terminal() {

@@ -7,6 +7,8 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::output;
+
 const TICK: Duration = Duration::from_millis(120);
 const SPINNER: &str = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏ ";
 
@@ -34,7 +36,7 @@ impl Progress {
 
     fn begin(bar: ProgressBar, what: &str) -> ProgressBar {
         if !stderr().is_terminal() {
-            eprintln!("{what}");
+            output::note(format_args!("{what}"));
         }
         bar.set_message(what.to_owned());
         bar
@@ -110,7 +112,7 @@ impl StartingLine {
             self.bar.set_style(style(&format!("{mark} {{prefix:12}} {{msg}}")));
             self.bar.finish_with_message(message.to_owned());
         } else {
-            eprintln!("{mark} {:12} {message}", self.name);
+            output::note(format_args!("{mark} {:12} {message}", self.name));
         }
     }
 }

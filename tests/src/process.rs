@@ -183,6 +183,7 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[expect(clippy::disallowed_macros, reason = "libtest captures it")]
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {

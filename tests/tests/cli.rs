@@ -205,9 +205,11 @@ fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
         .arg(default_model())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .expect("baton starts"));
+    // Nobody reads what it says on the side; that decides nothing.
+    drop(up.0.stderr.take());
     let mut lines = BufReader::new(up.0.stdout.take().expect("piped")).lines();
     let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("ready"));
     assert!(ready.is_some(), "it says when it is ready");

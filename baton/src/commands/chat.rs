@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     client::{self, AnswerArgs, Client, ClusterArgs, Part},
-    output::{dim, write},
+    output::{self, dim, write},
     report,
 };
 
@@ -49,7 +49,10 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
     let mut lines = read_lines()?;
     let terminal = stdin().is_terminal();
     if terminal {
-        eprintln!("{}", dim("Ctrl-C cancels an answer, /new starts over, Ctrl-D ends."));
+        output::note(format_args!(
+            "{}",
+            dim("Ctrl-C cancels an answer, /new starts over, Ctrl-D ends.")
+        ));
     }
     let mut messages = begin(&args);
     loop {
@@ -62,7 +65,7 @@ pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
                 None => break,
             },
             _ = interrupt.recv() => {
-                eprintln!("{}", dim("\n(Ctrl-D ends)"));
+                output::note(format_args!("{}", dim("\n(Ctrl-D ends)")));
                 continue;
             }
         };
@@ -103,12 +106,12 @@ async fn turn(
     let failed = tokio::select! {
         outcome = stream(client, args, request, &mut text) => outcome?,
         _ = interrupt.recv() => {
-            eprintln!("{}", dim("\n(cancelled)"));
+            output::note(format_args!("{}", dim("\n(cancelled)")));
             None
         }
     };
     if let Some(error) = failed {
-        eprintln!("{error}");
+        output::note(format_args!("{error}"));
     }
     Ok(if text.is_empty() {
         Turn::Failed
@@ -137,7 +140,7 @@ async fn stream(
             Ok(Part::Finished(finished)) => {
                 write("\n")?;
                 if args.timings {
-                    eprint!("{}", dim(&report::table(&finished)));
+                    output::note_part(format_args!("{}", dim(&report::table(&finished))));
                 }
                 return Ok(None);
             }

@@ -112,7 +112,7 @@ async fn show(mut answer: Answer, args: &GenerateArgs) -> anyhow::Result<()> {
                         output::write("\n")?;
                     }
                     if !args.quiet {
-                        eprint!("\n{}", output::dim(&report::table(&finished)));
+                        output::note_part(format_args!("\n{}", output::dim(&report::table(&finished))));
                     }
                 }
                 return Ok(());

@@ -74,7 +74,7 @@ pub(crate) async fn run(args: UpArgs, telemetry: &TelemetryArgs) -> anyhow::Resu
     let outcome = tokio::select! {
         outcome = start_and_watch(&mut cluster) => outcome,
         () = stop.asked() => {
-            eprintln!("\nstopping: answers that run may finish; Ctrl-C once more kills");
+            output::note(format_args!("\nstopping: answers that run may finish; Ctrl-C once more kills"));
             Ok(())
         }
     };
@@ -84,7 +84,8 @@ pub(crate) async fn run(args: UpArgs, telemetry: &TelemetryArgs) -> anyhow::Resu
 
 async fn start_and_watch(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.start().await?;
-    output::line(cluster.welcome())?;
+    // A banner that nobody reads is no reason to stop.
+    let _ = output::line(cluster.welcome());
     cluster.watch().await
 }
 

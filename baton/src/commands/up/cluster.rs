@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     client::Client,
+    output,
     progress::{Starting, StartingLine},
 };
 
@@ -255,13 +256,13 @@ impl Cluster {
             let ChildEvent::Exited(status) = event else { continue };
             self.died = true;
             let process = self.ended(index);
-            eprintln!(
+            output::note(format_args!(
                 "\n{} {}. The end of its log ({}):\n{}",
                 process.name,
                 describe(&status),
                 process.log.display(),
                 process.last_lines()
-            );
+            ));
             if index == ROUTER {
                 bail!("the router is gone");
             }
@@ -272,7 +273,7 @@ impl Cluster {
             {
                 bail!("no decode node is left");
             }
-            eprintln!("the others go on");
+            output::note(format_args!("the others go on"));
         }
     }
 
@@ -298,7 +299,7 @@ impl Cluster {
         };
         if !drained {
             let left: Vec<&str> = self.running(|_| true).map(|process| process.name.as_str()).collect();
-            eprintln!("killing {}", left.join(", "));
+            output::note(format_args!("killing {}", left.join(", ")));
             self.running(|_| true).for_each(Process::kill);
             // SIGKILL ends them, unless the system itself hangs.
             let _ = timeout(limits::STOP_TIMEOUT, self.wait(|_| true)).await;
@@ -317,7 +318,7 @@ impl Cluster {
                 Some((index, ChildEvent::Exited(status))) => {
                     let process = self.ended(index);
                     if !status.as_ref().is_ok_and(ExitStatus::success) {
-                        eprintln!("{} {}", process.name, describe(&status));
+                        output::note(format_args!("{} {}", process.name, describe(&status)));
                     }
                 }
                 Some((_, ChildEvent::Said(_))) => {}
@@ -338,7 +339,7 @@ impl Cluster {
     pub(super) fn finish(self, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
         let failed = outcome.is_err() || self.died;
         if failed && let Some(directory) = self.temporary {
-            eprintln!("logs are kept in {}", directory.keep().display());
+            output::note(format_args!("logs are kept in {}", directory.keep().display()));
         }
         outcome?;
         anyhow::ensure!(!self.died, "a process died on its own");
