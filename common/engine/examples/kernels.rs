@@ -184,7 +184,9 @@ fn small_operations(config: CpuConfig) {
             ops.add_rms_norm(x, delta, norm, 1e-5, normed)
         });
         let silu = seconds(&mut backend, &plan, times, &|ops| ops.silu_mul(gate_up, product));
-        let qkv_post = seconds(&mut backend, &plan, times, &|ops| ops.qkv_post(0, &QkvPost::default(), qkv));
+        let qkv_post = seconds(&mut backend, &plan, times, &|ops| {
+            ops.qkv_post(0, &QkvPost::default(), qkv)
+        });
         let start = Instant::now();
         backend.run(&plan, &|_| ()).expect("the step");
         let step = start.elapsed().as_secs_f64();
