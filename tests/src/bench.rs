@@ -73,23 +73,37 @@ pub fn seconds(run: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Bytes per second at which `threads` threads together read memory that no cache holds: the limit of anything that reads all weights.
-pub fn read_bandwidth(threads: usize) -> f64 {
-    const WORDS: usize = 64 << 20;
-    let memory: Vec<u64> = (0..WORDS as u64).collect();
-    let pass = || {
+/// Bytes per second at which `threads` threads together read `bytes` of memory again and again: the limit of anything that reads all of its
+/// weights at each step. (Weights that fit into a cache are read from it, and so are these.)
+pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
+    const PASSES: usize = 8;
+    let memory: Vec<u64> = (0..(bytes / 8) as u64).collect();
+    let run = || {
         seconds(|| {
             std::thread::scope(|scope| {
-                for part in memory.chunks(WORDS.div_ceil(threads)) {
+                for part in memory.chunks(memory.len().div_ceil(threads)) {
                     scope.spawn(move || {
-                        std::hint::black_box(part.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)))
+                        (0..PASSES).for_each(|_| {
+                            std::hint::black_box(sum(part));
+                        })
                     });
                 }
             });
         })
     };
-    pass();
-    (WORDS * 8) as f64 / median((0..5).map(|_| pass()).collect())
+    run();
+    (memory.len() * 8 * PASSES) as f64 / median((0..5).map(|_| run()).collect())
+}
+
+/// Sixteen sums side by side, so that memory is waited for and not the adder.
+fn sum(words: &[u64]) -> [u64; 16] {
+    let mut sums = [0_u64; 16];
+    for group in std::hint::black_box(words).chunks_exact(16) {
+        for (sum, word) in sums.iter_mut().zip(group) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums
 }
 
 /// Prints the table and writes `target/bench/NAME.jsonl`.

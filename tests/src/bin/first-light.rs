@@ -25,13 +25,17 @@ fn main() -> anyhow::Result<()> {
         "engine: {:?}, {THREADS} threads; {REPEATS} repeats after a warm-up, medians",
         Isa::detect()
     );
-    let bandwidth = read_bandwidth(THREADS);
-    println!("memory: {:.1} GB/s read by {THREADS} threads", bandwidth / 1e9);
 
     let mut engine = open_engine()?;
-    let weights = engine.model().weight_bytes as f64;
+    let weights = engine.model().weight_bytes;
+    let bandwidth = read_bandwidth(THREADS, weights as usize);
+    println!(
+        "{:.1} MB of weights; {THREADS} threads read as much at {:.1} GB/s",
+        weights as f64 / 1e6,
+        bandwidth / 1e9
+    );
     // Decode reads every weight once a token (the embedding is the head as well).
-    let decode_limit = Some(bandwidth / weights);
+    let decode_limit = Some(bandwidth / weights as f64);
 
     let (mut prefill, mut decode, mut decode_at) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 0..=REPEATS {
