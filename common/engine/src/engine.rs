@@ -28,6 +28,9 @@ pub enum StepError {
     /// The plan breaks a bound (rows, context, token id, table). A defect of the caller; the engine is unharmed.
     #[error("step plan refused: {0}")]
     Plan(String),
+    /// A sequence's logits are not finite numbers: its KV or the weights that it met are damaged. The engine is unharmed.
+    #[error("the logits are not finite numbers")]
+    NotFinite,
     /// The device is gone or cannot be trusted any more.
     #[error("the engine's device is lost: {0}")]
     Lost(String),

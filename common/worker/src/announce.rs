@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use baton_kv::{KvEventKind, NamedBlock};
-use baton_node::{Lifecycle, Phase, grpc, limits, random, telemetry};
+use baton_node::{Lifecycle, Phase, grpc, limits, random, status, telemetry};
 use baton_proto::{
     PROTOCOL_VERSION,
     node::v1::{self as pb, node_report::Report, registry_client::RegistryClient, router_notice::Notice},
@@ -67,20 +67,39 @@ enum Lost {
     Closed,
 }
 
+impl Lost {
+    /// Whether the router says that another process has taken this node's id.
+    fn is_replaced(&self) -> bool {
+        matches!(self, Self::Refused(status) if status::reason(status).as_deref() == Some("REPLACED"))
+    }
+}
+
 impl Announcer {
     /// Announces, and again whenever the stream breaks, until shutdown.
     async fn run(self) {
         let stop = self.lifecycle.shutdown_token();
         let mut pause = limits::RECONNECT_MIN;
+        let mut refused = String::new();
         while !stop.is_cancelled() {
             let mut welcomed = false;
             let lost = match self.stream(&mut welcomed).await {
                 Ok(()) => return,
                 Err(lost) => lost,
             };
-            if welcomed {
+            if lost.is_replaced() {
+                // Coming back at once would only push the other one out again.
+                tracing::warn!(
+                    router = self.router,
+                    "another process announces itself with this node id: each needs its own"
+                );
+            } else if welcomed {
                 pause = limits::RECONNECT_MIN;
                 tracing::warn!(router = self.router, %lost, "a router was lost");
+            } else if let Lost::Refused(status) = &lost
+                && refused != status.message()
+            {
+                status.message().clone_into(&mut refused);
+                tracing::warn!(router = self.router, %lost, "a router does not take this node");
             } else {
                 tracing::debug!(router = self.router, %lost, "no router yet");
             }

@@ -65,9 +65,9 @@ fn step(engine: &mut dyn Engine, shared: &Shared, plan: &StepPlan, output: &mut 
             });
             true
         }
-        Err(StepError::Plan(message)) => {
-            tracing::error!(message, "the engine refused a step: its sequences end");
-            shared.turn(|core, now| core.step_refused(&message, now));
+        Err(error @ (StepError::Plan(_) | StepError::NotFinite)) => {
+            tracing::error!(%error, "a step failed: its sequences end, and the node goes on");
+            shared.turn(|core, now| core.step_refused(&error.to_string(), now));
             true
         }
         Err(StepError::Lost(message)) => {

@@ -138,8 +138,8 @@ impl CpuBackend {
     /// order. Returns when all are done.
     ///
     /// # Errors
-    /// [`StepError::Plan`] before anything runs when the plan breaks a bound; [`StepError::Lost`] when a thread panicked, or the logits are not finite
-    /// (then the next step may run; after a panic none does).
+    /// [`StepError::Plan`] before anything runs when the plan breaks a bound; [`StepError::NotFinite`] when a row's
+    /// logits are not finite (the next step may run); [`StepError::Lost`] when a thread panicked (no further step runs).
     pub fn run(&mut self, plan: &StepPlan, program: &(dyn Fn(&mut CpuOps<'_>) + Sync)) -> Result<(), StepError> {
         let Self {
             team,
@@ -164,7 +164,7 @@ impl CpuBackend {
         })
         .map_err(|Broken| StepError::Lost("a compute thread panicked".into()))?;
         if core.not_finite.load(Relaxed) {
-            return Err(StepError::Lost("the logits are not finite numbers".into()));
+            return Err(StepError::NotFinite);
         }
         Ok(())
     }

@@ -110,26 +110,26 @@ async fn a_slow_reader_loses_its_own_sequence_only() {
 }
 
 #[tokio::test]
-async fn a_refused_step_ends_its_sequences_and_the_node_goes_on() {
-    let (script, engine) = scripted();
-    let (worker, _) = start(engine, config());
-    let mut bad = worker
-        .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
-        .expect("taken");
-    script
-        .send(Script::Fail(StepError::Plan("too much".into())))
-        .expect("sent");
-    assert_eq!(
-        tokens(&mut bad).await,
-        Err(SequenceError::StepRefused("too much".into()))
-    );
-    drop(script);
-    let mut good = worker
-        .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
-        .expect("taken");
-    assert_eq!(tokens(&mut good).await.expect("runs"), expected(prompt(20, 1), 4).await);
-    drop((bad, good));
-    idle(&worker).await;
+async fn a_failed_step_ends_its_sequences_and_the_node_goes_on() {
+    for error in [StepError::Plan("too much".into()), StepError::NotFinite] {
+        let (script, engine) = scripted();
+        let (worker, _) = start(engine, config());
+        let mut bad = worker
+            .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+            .expect("taken");
+        script.send(Script::Fail(error.clone())).expect("sent");
+        assert_eq!(
+            tokens(&mut bad).await,
+            Err(SequenceError::StepRefused(error.to_string()))
+        );
+        drop(script);
+        let mut good = worker
+            .submit(work(&worker, prompt(20, 1), 4), Role::Decode)
+            .expect("taken");
+        assert_eq!(tokens(&mut good).await.expect("runs"), expected(prompt(20, 1), 4).await);
+        drop((bad, good));
+        idle(&worker).await;
+    }
 }
 
 #[tokio::test]
