@@ -17,18 +17,19 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build model ## install what is missing, fetch the model, build, start a cluster, answer a prompt, show what went where
+demo: model ## install what is missing, fetch the model, build, start a cluster, answer a prompt, show what went where
 	scripts/demo $(BATON)
 
 .PHONY: up
-up: build model ## start a cluster here and keep it running until Ctrl-C (ARGS="--prefill 2 --decode 2")
+up: build ## start a cluster here and keep it running until Ctrl-C (ARGS="--prefill 2 --decode 2")
 	$(BATON) up $(ARGS)
 
 .PHONY: test
-test: setup model .venv/stamp ## everything that must hold: formatting, lints, unit, property, model and whole-cluster tests
+test: setup .venv/stamp ## everything that must hold: formatting, lints, unit, property, model and whole-cluster tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo build --locked -p baton
+	target/debug/baton model fetch
 	BATON_PYTHON=$(abspath .venv/bin/python) cargo test --workspace --locked
 
 .PHONY: lint
@@ -39,7 +40,7 @@ lint: setup ## formatting, clippy, and cargo-deny where it is installed (licence
 	else echo "cargo-deny is not installed (cargo install --locked cargo-deny): licences and sources were not checked"; fi
 
 .PHONY: bench
-bench: setup model ## measure and print a table (BENCH=first-light), peers and limits in the same run
+bench: model ## measure and print a table (BENCH=first-light), peers and limits in the same run
 	scripts/bench $(BENCH)
 
 .PHONY: goldens
@@ -60,10 +61,8 @@ setup:
 	@scripts/setup
 
 .PHONY: model
-model: $(MODEL)
-
-$(MODEL):
-	$(PYTHON) scripts/fetch-model $(MODEL)
+model: build
+	$(BATON) model fetch
 
 # Python clients that the tests run against the cluster.
 .venv/stamp: tests/requirements.txt
