@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use baton_engine::ModelSummary;
+use baton_text::ModelText;
 use clap::{Args, Subcommand};
 
 use crate::{
@@ -60,7 +61,12 @@ async fn fetch(args: FetchArgs) -> anyhow::Result<()> {
 async fn info(args: InfoArgs) -> anyhow::Result<()> {
     let path = args.path.unwrap_or_else(models::default_path);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let summary = tokio::task::spawn_blocking(move || ModelSummary::of_file(&path, threads)).await?;
-    let summary = summary.context("no summary (the default model is fetched with `baton model fetch`)")?;
-    output::write(&summary.to_string())
+    let read = move || -> anyhow::Result<String> {
+        let summary = ModelSummary::of_file(&path, threads)?;
+        // What ends an answer is the router's business: the tokenizer says it.
+        let ends = ModelText::open(&path).map_or_else(|error| error.to_string(), |text| format!("{:?}", text.eos_ids));
+        Ok(format!("{summary}{:<14}{ends}\n", "ends with"))
+    };
+    let lines = tokio::task::spawn_blocking(read).await?;
+    output::write(&lines.context("no summary (the default model is fetched with `baton model fetch`)")?)
 }

@@ -107,8 +107,6 @@ pub struct ModelConfig {
     pub epsilon: f32,
     /// The output matrix is the embedding's.
     pub tied_embedding: bool,
-    /// Tokens that end an answer.
-    pub eos_ids: Vec<TokenId>,
 }
 
 impl ModelConfig {

@@ -1,7 +1,5 @@
 //! The decoder, one piece of code over [`Ops`]. Llama, Mistral, Qwen2 and Qwen3 are switches of it.
 
-use baton_scheduler::Sampled;
-
 use crate::ops::{Buffer, Ops, QkvPost, Vector, Weight};
 
 /// A loaded decoder: handles into the backend that loaded it.
@@ -64,8 +62,8 @@ pub struct Arena {
 }
 
 impl Decoder {
-    /// One step: appends the KV of every row, and draws a token for each sampling span into `sampled`.
-    pub fn run(&self, ops: &mut impl Ops, sampled: &mut Vec<Sampled>) {
+    /// One step: appends the KV of every row, and draws a token for each sampling span; the backend keeps what was drawn.
+    pub fn run(&self, ops: &mut impl Ops) {
         let arena = &self.arena;
         ops.embed(self.embedding, arena.residual);
         ops.rms_norm(
@@ -95,6 +93,6 @@ impl Decoder {
         }
         ops.gather_rows(arena.normed, arena.last);
         ops.logits(self.output, arena.last, arena.logits);
-        ops.sample(arena.logits, sampled);
+        ops.sample(arena.logits);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_kv::{KvIdentity, KvMemory, TokenId};
+use baton_kv::{KvIdentity, KvMemory};
 use baton_scheduler::{StepOutput, StepPlan};
 
 /// What is known of a loaded model.
@@ -14,8 +14,6 @@ pub struct ModelSpec {
     pub vocabulary: usize,
     /// Longest context that the model was made for, tokens.
     pub context_length: usize,
-    /// Tokens that end an answer.
-    pub eos_ids: Vec<TokenId>,
     /// Parameters.
     pub parameters: u64,
     /// Bytes of weights as held by the engine.

@@ -103,7 +103,6 @@ impl fmt::Display for ModelSummary {
                 ),
             ),
             ("context", format!("{} tokens", config.context_length)),
-            ("ends with", format!("{:?}", config.eos_ids)),
             ("KV per token", format!("{} bytes", self.kv_token_bytes)),
             ("KV identity", self.identity.to_string()),
         ];

@@ -20,6 +20,7 @@ mod llama;
 pub mod naive;
 mod open;
 pub mod ops;
+mod plan_check;
 pub mod sampler;
 pub mod simulated;
 

@@ -137,7 +137,7 @@ impl Engine for LlamaEngine {
     fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
         output.sampled.clear();
         let decoder = &self.decoder;
-        self.backend.run(plan, &|ops| decoder.run(ops, &mut Vec::new()))?;
+        self.backend.run(plan, &|ops| decoder.run(ops))?;
         output.sampled.extend_from_slice(self.backend.sampled());
         Ok(())
     }

@@ -236,7 +236,6 @@ pub fn open_file(
         name: checkpoint.model_name(path),
         vocabulary: config.vocabulary,
         context_length: config.context_length,
-        eos_ids: config.eos_ids.clone(),
         parameters: checkpoint.parameters(),
         weight_bytes: 0,
     };

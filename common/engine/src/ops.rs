@@ -5,8 +5,6 @@
 //!
 //! All arena buffers hold `f32`, row-major `[rows, width]`, rows = rows of the running step (or sampling rows, for the last buffers).
 
-use baton_scheduler::Sampled;
-
 /// An arena buffer `[max_rows, width]` of f32.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Buffer(pub usize);
@@ -97,5 +95,5 @@ pub trait Ops {
     fn logits(&mut self, weight: Weight, x: Buffer, out: Buffer);
 
     /// Draws one token per sampling span from its logits.
-    fn sample(&mut self, logits: Buffer, out: &mut Vec<Sampled>);
+    fn sample(&mut self, logits: Buffer);
 }

@@ -4,7 +4,6 @@
 //! the next token is a hash over the KV bytes of *all* positions, as read back. So a corrupted, misplaced, stale or foreign byte changes the answer.
 //! What it answers depends on nothing but the key, the layout, the tokens, and (with a temperature) the seed, choice and index.
 
-mod limits;
 mod memory;
 mod mix;
 
@@ -16,9 +15,11 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use baton_kv::{BlockId, IdentityBuilder, KvDtype, KvIdentity, KvLayout, KvMemory, TokenId};
 use baton_scheduler::{Sample, Sampled, Span, StepOutput, StepPlan};
 
-use crate::{Engine, ModelSpec, StepError};
+use crate::{
+    Engine, ModelSpec, StepError,
+    plan_check::{PlanCheck, PlanLimits},
+};
 
-use limits::PlanLimits;
 pub use memory::BlockMemory;
 use mix::Mix;
 
@@ -81,8 +82,6 @@ pub struct SimulatedConfig {
     pub vocabulary: usize,
     /// Longest context, tokens.
     pub context_length: usize,
-    /// Tokens that end an answer; none by default, so that answers have the length that was asked for.
-    pub eos_ids: Vec<TokenId>,
     /// Layers of the KV.
     pub layers: usize,
     /// KV heads.
@@ -101,7 +100,6 @@ impl Default for SimulatedConfig {
             name: "simulated".to_owned(),
             vocabulary: 49_152,
             context_length: 8_192,
-            eos_ids: Vec::new(),
             layers: 2,
             kv_heads: 1,
             head_dim: 16,
@@ -130,7 +128,7 @@ pub struct SimulatedEngine {
     model: ModelSpec,
     identity: KvIdentity,
     memory: Arc<BlockMemory>,
-    limits: PlanLimits,
+    check: PlanCheck,
     scratch: Vec<u8>,
 }
 
@@ -157,23 +155,23 @@ impl SimulatedEngine {
             name: config.name.clone(),
             vocabulary: config.vocabulary,
             context_length: config.context_length,
-            eos_ids: config.eos_ids.clone(),
             parameters: 0,
             weight_bytes: 0,
         };
-        let limits = PlanLimits {
+        let check = PlanCheck::new(PlanLimits {
             max_rows,
-            max_sequences,
+            max_spans: max_sequences,
+            max_sampling_spans: max_sequences,
             vocabulary: config.vocabulary,
             context_length: config.context_length,
             blocks,
             block_tokens,
-        };
+        });
         Self {
             model,
             identity,
             memory: Arc::new(BlockMemory::new(layout, blocks)),
-            limits,
+            check,
             config,
             scratch: Vec::new(),
         }
@@ -188,7 +186,7 @@ impl SimulatedEngine {
         };
         for (position, &token) in (span.context..).zip(&plan.tokens[span.rows.clone()]) {
             let state = before.and(u64::from(token)).and(position as u64);
-            let block_tokens = self.limits.block_tokens;
+            let block_tokens = self.check.limits.block_tokens;
             self.memory
                 .write_position(table[position / block_tokens], position % block_tokens, state.stream());
             before = self.read_position(table, position, Mix::new(self.config.key));
@@ -197,7 +195,7 @@ impl SimulatedEngine {
 
     /// Mixes one position's KV bytes, as read back, into `mix`.
     fn read_position(&mut self, table: &[BlockId], position: usize, mix: Mix) -> Mix {
-        let block_tokens = self.limits.block_tokens;
+        let block_tokens = self.check.limits.block_tokens;
         self.memory.read_position(
             table[position / block_tokens],
             position % block_tokens,
@@ -246,7 +244,7 @@ impl Engine for SimulatedEngine {
     fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
         let start = Instant::now();
         output.sampled.clear();
-        self.limits.check(plan)?;
+        self.check.check(plan)?;
         for span in &plan.spans {
             self.append(plan, span);
         }

@@ -1,7 +1,6 @@
 //! What a GGUF file's metadata says of its model.
 
-use baton_gguf::{Array, Gguf, Value, dequantize};
-use baton_kv::TokenId;
+use baton_gguf::{Gguf, Value, dequantize};
 
 use super::{Architecture, ConfigError, MAX_CONTEXT, MAX_HEAD_DIM, MAX_LAYERS, MAX_WIDTH, ModelConfig};
 use crate::ops::AttentionShape;
@@ -44,7 +43,6 @@ pub(super) fn read(gguf: &Gguf) -> Result<ModelConfig, ConfigError> {
         qk_norm: keys.architecture == Architecture::Qwen3,
         epsilon: keys.positive("attention.layer_norm_rms_epsilon")?,
         tied_embedding: gguf.tensor("output.weight").is_none(),
-        eos_ids: eos_ids(gguf),
     })
 }
 
@@ -174,37 +172,4 @@ fn rope_factors(gguf: &Gguf) -> Result<Vec<f64>, ConfigError> {
     let mut factors = vec![0.0f32; tensor.columns];
     dequantize(&tensor, 0, &mut factors).map_err(|error| ConfigError::Unsupported(error.to_string()))?;
     Ok(factors.into_iter().map(f64::from).collect())
-}
-
-/// Control tokens that end a turn or a text in the model families in use, by their text; files often name only one of them.
-const END_TEXTS: [&str; 8] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<end_of_turn>",
-    "</s>",
-];
-/// `tokenizer.ggml.token_type` of a control token.
-const CONTROL: i32 = 3;
-
-fn eos_ids(gguf: &Gguf) -> Vec<TokenId> {
-    let named = ["eos", "eot", "eom"]
-        .iter()
-        .filter_map(|which| gguf.u32(&format!("tokenizer.ggml.{which}_token_id")).ok());
-    let texts = gguf.array_string("tokenizer.ggml.tokens").unwrap_or_default();
-    let types: &[i32] = match gguf.metadata("tokenizer.ggml.token_type").and_then(Value::as_array) {
-        Some(Array::I32(types)) => types,
-        _ => &[],
-    };
-    let by_text = (0..)
-        .zip(texts.iter().zip(types))
-        .filter(|(_, (text, kind))| **kind == CONTROL && END_TEXTS.contains(&text.as_str()))
-        .map(|(id, _)| id);
-    let mut ids: Vec<TokenId> = named.chain(by_text).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
 }

@@ -24,7 +24,12 @@ use super::{
     team::{Broken, Member, Team},
     weight::Matrix,
 };
-use crate::{StepError, ops::Buffer, sampler::SamplerScratch};
+use crate::{
+    StepError,
+    ops::Buffer,
+    plan_check::{PlanCheck, PlanLimits},
+    sampler::SamplerScratch,
+};
 
 /// Rows that every thread quantises for itself rather than meeting at one more barrier.
 pub(super) const OWN_ROWS: usize = 2;
@@ -33,6 +38,7 @@ pub(super) const OWN_ROWS: usize = 2;
 pub struct CpuBackend {
     team: Team,
     core: Core,
+    check: PlanCheck,
     places: Places,
     scratch: Vec<Mutex<Scratch>>,
     weight_bytes: u64,
@@ -47,7 +53,6 @@ pub(super) struct Core {
     pub(super) arena: Arena,
     pub(super) memory: Arc<CpuKvMemory>,
     pub(super) activations: Activations,
-    vocabulary: usize,
     /// Radians per position of each rotated pair.
     frequencies: Vec<f64>,
     /// `[max_rows][cosines | sines]` of the step's rows.
@@ -93,7 +98,6 @@ impl CpuBackend {
         let core = Core {
             memory: Arc::new(CpuKvMemory::new(config.layout, config.blocks)?),
             activations: Activations::new(rows, max_k)?,
-            vocabulary: vocabulary.unwrap_or(TokenId::MAX as usize),
             frequencies: (0..shape.rope_dim / 2)
                 .map(|i| {
                     let frequency = math::power(shape.rope_base, -((2 * i) as f64) / shape.rope_dim as f64);
@@ -109,6 +113,17 @@ impl CpuBackend {
             vectors,
             arena,
         };
+        // After the pool: what has room for that many blocks has room for their numbers.
+        let check = PlanCheck::new(PlanLimits {
+            max_rows: core.config.max_rows,
+            // Each has a row.
+            max_spans: core.config.max_rows,
+            max_sampling_spans: core.config.max_sampling_rows,
+            vocabulary: vocabulary.unwrap_or(TokenId::MAX as usize),
+            context_length: core.config.max_context,
+            blocks: core.config.blocks,
+            block_tokens: core.config.layout.block_tokens,
+        });
         // A row tile has at most max(QUERIES, group) query heads.
         let queries = super::plan::QUERIES.max(shape.heads / shape.kv_heads);
         let scratch = (0..config.threads)
@@ -128,6 +143,7 @@ impl CpuBackend {
         Ok(Self {
             team,
             core,
+            check,
             places: Places::default(),
             scratch,
             weight_bytes,
@@ -144,11 +160,13 @@ impl CpuBackend {
         let Self {
             team,
             core,
+            check,
             places,
             scratch,
             ..
         } = self;
-        places.fill(plan, &core.config, core.vocabulary)?;
+        check.check(plan)?;
+        places.fill(plan, &core.config);
         core.not_finite.store(false, Relaxed);
         let (core, places) = (&*core, &*places);
         team.run(&|member| {
@@ -204,7 +222,7 @@ impl Core {
     fn turn(&self, member: &Member<'_>, places: &Places) {
         let pairs = self.frequencies.len();
         for row in member.share(places.rows.len()) {
-            // SAFETY: `Places::fill` bounded the rows by `max_rows`, and shares do not overlap.
+            // SAFETY: `PlanCheck` bounded the rows by `max_rows`, and shares do not overlap.
             let angles =
                 unsafe { std::slice::from_raw_parts_mut(self.angles.as_ptr().add(row * 2 * pairs), 2 * pairs) };
             let (cosines, sines) = angles.split_at_mut(pairs);

@@ -430,8 +430,8 @@ impl Ops for CpuOps<'_> {
         self.multiply(weight, x, out, self.places.sampling.len());
     }
 
-    /// Every thread's `out` gets all tokens; they also stay in [`CpuBackend::sampled`](super::CpuBackend::sampled).
-    fn sample(&mut self, logits: Buffer, out: &mut Vec<Sampled>) {
+    /// The tokens are in [`CpuBackend::sampled`](super::CpuBackend::sampled).
+    fn sample(&mut self, logits: Buffer) {
         let core = self.core;
         let sampling = &self.places.sampling;
         for row in self.member.share(sampling.len()) {
@@ -453,8 +453,5 @@ impl Ops for CpuOps<'_> {
                 })
             };
         }
-        self.member.barrier();
-        out.clear();
-        out.extend_from_slice(&core.sampled.as_slice()[..sampling.len()]);
     }
 }

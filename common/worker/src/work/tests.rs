@@ -5,7 +5,6 @@ fn model() -> ModelSpec {
         name: "m".into(),
         vocabulary: 100,
         context_length: 50,
-        eos_ids: vec![2],
         parameters: 0,
         weight_bytes: 0,
     }
