@@ -253,7 +253,7 @@ fn panel_bytes(tensor: &Tensor<'_>) -> u64 {
     let bytes = tensor.bytes.len() as u64;
     match tensor.dtype {
         // Held as f32.
-        TensorType::F16 | TensorType::Bf16 => bytes.saturating_mul(2),
+        TensorType::F16 => bytes.saturating_mul(2),
         // Scales lie on cache lines.
         _ => bytes.saturating_add(bytes / 8),
     }

@@ -3,7 +3,7 @@
 //! Per output and group of 32, in ascending k: an exact integer dot product, then `acc = fma(w_scale * a_scale, dot, acc)` and, for types with a
 //! minimum, `acc = fma(±w_min, a_scale * a_sum, acc)`. The K types' `w_scale` and `w_min` are the super-block's f16 times the group's factor, which f32
 //! holds exactly. Q6_K's two factors are integers, and `dot = factor[0] * dot(first half) + factor[1] * dot(second half)` stays an integer, below 2^24.
-//! Floats: `acc = fma(w, x, acc)` in ascending k. The row count changes nothing of that.
+//! Floats, bf16 widened: `acc = fma(w, x, acc)` in ascending k. The row count changes nothing of that.
 
 use super::{
     isa::Isa,
@@ -75,7 +75,7 @@ macro_rules! by_rows {
 }
 use by_rows;
 
-/// `tile_fn` of one instruction set, from its `quantised::<KIND, R>` and `float::<R>`.
+/// `tile_fn` of one instruction set, from its `quantised::<KIND, R>`, `bf16::<R>` and `float::<R>`.
 macro_rules! by_kind {
     ($kind:expr, $rows:expr) => {
         match $kind {
@@ -87,6 +87,7 @@ macro_rules! by_kind {
             PanelKind::Q4K => by_rows!($rows, quantised, Q4K),
             PanelKind::Q5K => by_rows!($rows, quantised, Q5K),
             PanelKind::Q6K => by_rows!($rows, quantised, Q6K),
+            PanelKind::Bf16 => by_rows!($rows, bf16),
             PanelKind::F32 => by_rows!($rows, float),
         }
     };

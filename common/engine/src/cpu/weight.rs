@@ -11,16 +11,16 @@
 //! f16 `scale[16]` and `min[16]` and then, per group, two bytes per row, `[2][16]`: the factors of scale and minimum (Q4_K, Q5_K), or of the scale in
 //! either half of the group (Q6_K). Nothing is rounded.
 //!
-//! A panel of floats is `[k][16]` of f32.
+//! A panel of floats is `[k][16]` of f32; of bf16, `[k / 2][16]` of words, the even k in the low half, the odd one, or zero after the last, in the high.
 #![allow(unsafe_code)]
 
 use baton_gguf::{QuantGroup, Tensor, TensorType, unpack};
-use half::{bf16, f16};
+use half::f16;
 
 use super::{
     alloc::{Aligned, OutOfMemory},
     builder::LoadError,
-    math::LANES,
+    math::{LANES, from_bf16},
     rows::GROUP,
 };
 
@@ -35,6 +35,7 @@ pub(super) enum PanelKind {
     Q4K,
     Q5K,
     Q6K,
+    Bf16,
     F32,
 }
 
@@ -88,13 +89,14 @@ impl PanelKind {
             TensorType::Q4K => Self::Q4K,
             TensorType::Q5K => Self::Q5K,
             TensorType::Q6K => Self::Q6K,
-            TensorType::F32 | TensorType::F16 | TensorType::Bf16 => Self::F32,
+            TensorType::Bf16 => Self::Bf16,
+            TensorType::F32 | TensorType::F16 => Self::F32,
             TensorType::Other(_) => return None,
         })
     }
 
     pub(super) fn quantised(self) -> bool {
-        self != Self::F32
+        !matches!(self, Self::Bf16 | Self::F32)
     }
 
     /// Whether groups lie in super-blocks of eight.
@@ -109,7 +111,7 @@ impl PanelKind {
         match self {
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => FIFTH_BYTES,
             Self::Q6K => 2 * FIFTH_BYTES,
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 | Self::Q4K | Self::F32 => 0,
+            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 | Self::Q4K | Self::Bf16 | Self::F32 => 0,
         }
     }
 
@@ -146,6 +148,12 @@ impl PanelKind {
                 bytes: groups / SUPER_GROUPS * block,
             }
         };
+        let floats = |words: usize| PanelShape {
+            scale_stride: 0,
+            quants: 0,
+            quants_stride: 0,
+            bytes: words * LANES * 4,
+        };
         match self {
             Self::Q4_0 => apart(256),
             Self::Q5_0 => apart(FIFTH_BYTES + 256),
@@ -155,12 +163,8 @@ impl PanelKind {
             Self::Q4K => in_super_blocks(256),
             Self::Q5K => in_super_blocks(FIFTH_BYTES + 256),
             Self::Q6K => in_super_blocks(2 * FIFTH_BYTES + 256),
-            Self::F32 => PanelShape {
-                scale_stride: 0,
-                quants: 0,
-                quants_stride: 0,
-                bytes: k * LANES * 4,
-            },
+            Self::Bf16 => floats(k.div_ceil(2)),
+            Self::F32 => floats(k),
         }
     }
 }
@@ -255,12 +259,27 @@ impl Segment {
     fn row(&self, panel: usize, lane: usize, out: &mut [f32]) {
         let shape = self.shape;
         let bytes = &self.bytes.as_slice()[panel * shape.bytes..][..shape.bytes];
-        if self.kind == PanelKind::F32 {
-            for (out, k) in out.iter_mut().zip(bytes.chunks_exact(LANES * 4)) {
-                *out = f32::from_le_bytes(k.as_chunks().0[lane]);
+        let words = bytes.chunks_exact(LANES * 4);
+        match self.kind {
+            PanelKind::F32 => {
+                for (out, word) in out.iter_mut().zip(words) {
+                    *out = f32::from_le_bytes(word.as_chunks().0[lane]);
+                }
             }
-            return;
+            PanelKind::Bf16 => {
+                for (out, word) in out.chunks_mut(2).zip(words) {
+                    let (pair, _) = word[lane * 4..][..4].as_chunks();
+                    for (out, &half) in out.iter_mut().zip(pair) {
+                        *out = from_bf16(u16::from_le_bytes(half));
+                    }
+                }
+            }
+            _ => self.quantised_row(bytes, lane, out),
         }
+    }
+
+    fn quantised_row(&self, bytes: &[u8], lane: usize, out: &mut [f32]) {
+        let shape = self.shape;
         for (group, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
             let (scales, quants) = shape.group(self.kind, group);
             let half =
@@ -285,7 +304,7 @@ impl Segment {
                     PanelKind::Q4_1 | PanelKind::Q5_1 => quant * scale + min,
                     PanelKind::Q4K | PanelKind::Q5K => quant * (scale * factor(0)) - min * factor(1),
                     PanelKind::Q6K => (quant - 32.0) * (scale * factor(k / (GROUP / 2))),
-                    PanelKind::F32 => unreachable!("returned above"),
+                    PanelKind::Bf16 | PanelKind::F32 => unreachable!("not quantised"),
                 };
             }
         }
@@ -352,9 +371,16 @@ fn repack_segment(tensor: &Tensor<'_>) -> Result<Segment, LoadError> {
 
 fn repack_row(dtype: TensorType, kind: PanelKind, shape: PanelShape, row: &[u8], lane: usize, out: &mut [u8]) {
     match dtype {
-        TensorType::F32 => floats(row, lane, out, f32::from_le_bytes),
-        TensorType::F16 => floats(row, lane, out, |b| f16::from_le_bytes(b).to_f32()),
-        TensorType::Bf16 => floats(row, lane, out, |b| bf16::from_le_bytes(b).to_f32()),
+        TensorType::F32 => words::<4>(row, lane, out, |word| *word),
+        TensorType::F16 => words::<2>(row, lane, out, |half| f16::from_le_bytes(*half).to_f32().to_le_bytes()),
+        TensorType::Bf16 => {
+            // The last of an odd number is alone, and the panel zero already.
+            let (pairs, last) = row.as_chunks::<4>();
+            words::<4>(pairs.as_flattened(), lane, out, |pair| *pair);
+            if !last.is_empty() {
+                out[(pairs.len() * LANES + lane) * 4..][..last.len()].copy_from_slice(last);
+            }
+        }
         TensorType::Q4_0 => blocks::<18>(shape, row, lane, out, 1, 0),
         TensorType::Q4_1 => blocks::<20>(shape, row, lane, out, 2, 0),
         TensorType::Q8_0 => blocks::<34>(shape, row, lane, out, 1, 0x80),
@@ -392,9 +418,10 @@ fn put_group(kind: PanelKind, shape: PanelShape, index: usize, group: &QuantGrou
     }
 }
 
-fn floats<const N: usize>(row: &[u8], lane: usize, out: &mut [u8], convert: impl Fn([u8; N]) -> f32) {
-    for (&x, out) in row.as_chunks::<N>().0.iter().zip(out.chunks_exact_mut(LANES * 4)) {
-        out[lane * 4..][..4].copy_from_slice(&convert(x).to_le_bytes());
+/// A word of the lane for every `N` bytes of the row.
+fn words<const N: usize>(row: &[u8], lane: usize, out: &mut [u8], word: impl Fn(&[u8; N]) -> [u8; 4]) {
+    for (x, out) in row.as_chunks::<N>().0.iter().zip(out.chunks_exact_mut(LANES * 4)) {
+        out[lane * 4..][..4].copy_from_slice(&word(x));
     }
 }
 

@@ -185,3 +185,29 @@ unsafe fn float<const R: usize>(tile: &Tile) {
         }
     }
 }
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn bf16<const R: usize>(tile: &Tile) {
+    // SAFETY: as in `float`; the panel has ceil(k / 2) words per lane.
+    unsafe {
+        for half in 0..2 {
+            let mut acc = [_mm256_setzero_ps(); R];
+            let mut multiply = |weights: __m256i, k: usize| {
+                let weights = _mm256_castsi256_ps(weights);
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm256_fmadd_ps(weights, _mm256_set1_ps(*tile.x.add(r * tile.x_stride + k)), *acc);
+                }
+            };
+            for k in (0..tile.k).step_by(2) {
+                let words = _mm256_load_si256(tile.panel.add(k / 2 * LANES * 4 + half * HALF * 4).cast());
+                multiply(_mm256_slli_epi32(words, 16), k);
+                if k + 1 < tile.k {
+                    multiply(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000u32 as i32)), k + 1);
+                }
+            }
+            for (r, acc) in acc.into_iter().enumerate() {
+                _mm256_storeu_ps(tile.out.add(r * tile.out_stride + half * HALF), acc);
+            }
+        }
+    }
+}

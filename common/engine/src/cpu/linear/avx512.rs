@@ -146,3 +146,27 @@ unsafe fn float<const R: usize>(tile: &Tile) {
         }
     }
 }
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn bf16<const R: usize>(tile: &Tile) {
+    // SAFETY: as in `float`; the panel has ceil(k / 2) words per lane.
+    unsafe {
+        let mut acc = [_mm512_setzero_ps(); R];
+        let mut multiply = |weights: __m512i, k: usize| {
+            let weights = _mm512_castsi512_ps(weights);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = _mm512_fmadd_ps(weights, _mm512_set1_ps(*tile.x.add(r * tile.x_stride + k)), *acc);
+            }
+        };
+        for k in (0..tile.k).step_by(2) {
+            let words = _mm512_load_si512(tile.panel.add(k / 2 * LANES * 4).cast());
+            multiply(_mm512_slli_epi32(words, 16), k);
+            if k + 1 < tile.k {
+                multiply(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000u32 as i32)), k + 1);
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            _mm512_storeu_ps(tile.out.add(r * tile.out_stride), acc);
+        }
+    }
+}

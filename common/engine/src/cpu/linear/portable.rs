@@ -5,7 +5,7 @@ use half::f16;
 
 use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, kind, offset};
 use crate::cpu::{
-    math::LANES,
+    math::{LANES, from_bf16},
     rows::GROUP,
     weight::{FACTORS, FACTORS_STRIDE, PanelKind, SCALE_BYTES, SUPER_GROUPS, quant},
 };
@@ -77,6 +77,25 @@ unsafe fn float<const R: usize>(tile: &Tile) {
             for (weights, &x) in panel.iter().zip(x) {
                 for (acc, &weight) in acc.iter_mut().zip(weights) {
                     *acc = weight.mul_add(x, *acc);
+                }
+            }
+            tile.out.add(r * tile.out_stride).cast::<[f32; LANES]>().write(acc);
+        }
+    }
+}
+
+unsafe fn bf16<const R: usize>(tile: &Tile) {
+    // SAFETY: as in `float`; the panel has ceil(k / 2) words per lane.
+    unsafe {
+        let panel = std::slice::from_raw_parts(tile.panel.cast::<[[u16; 2]; LANES]>(), tile.k.div_ceil(2));
+        for r in 0..R {
+            let x = std::slice::from_raw_parts(tile.x.add(r * tile.x_stride), tile.k);
+            let mut acc = [0.0f32; LANES];
+            for (words, x) in panel.iter().zip(x.chunks(2)) {
+                for (half, &x) in x.iter().enumerate() {
+                    for (acc, word) in acc.iter_mut().zip(words) {
+                        *acc = from_bf16(u16::from_le(word[half])).mul_add(x, *acc);
+                    }
                 }
             }
             tile.out.add(r * tile.out_stride).cast::<[f32; LANES]>().write(acc);

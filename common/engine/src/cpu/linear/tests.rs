@@ -197,3 +197,21 @@ fn the_oracle_is_the_product() {
         }
     }
 }
+
+/// bf16 computes what its widened weights do, bit for bit.
+#[test]
+fn bf16_is_f32_in_half_the_bytes() {
+    for k in [1, 13, 96] {
+        let narrow = OwnedTensor::random(TensorType::Bf16, 24, k, 4);
+        let values: Vec<f32> = (0..narrow.rows).flat_map(|row| narrow.row(row)).collect();
+        let wide = Matrix::repack(&[OwnedTensor::floats(24, k, &values).tensor()]).unwrap();
+        let narrow = Matrix::repack(&[narrow.tensor()]).unwrap();
+        let rows = rows(3, k);
+        let wanted = multiply(Isa::Portable, &wide, &rows, 0, 3);
+        for isa in isas() {
+            for (got, wanted) in multiply(isa, &narrow, &rows, 0, 3).iter().zip(&wanted) {
+                assert_eq!(bits(got), bits(wanted), "{isa}, {k} columns");
+            }
+        }
+    }
+}

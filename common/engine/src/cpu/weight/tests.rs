@@ -16,6 +16,22 @@ fn rows_are_what_the_format_says() {
 }
 
 #[test]
+fn bf16_stays_bf16_and_an_odd_row_ends_in_zero() {
+    for (columns, words) in [(1, 1), (2, 1), (13, 7)] {
+        let tensor = OwnedTensor::random(TensorType::Bf16, 18, columns, 1);
+        let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+        assert_eq!(matrix.bytes(), 2 * words * LANES * 4, "two panels of {columns} columns");
+        let mut out = vec![0.0; columns];
+        matrix.row(17, &mut out);
+        assert_eq!(bits(&out), bits(&tensor.row(17)), "{columns} columns");
+        let panel = &matrix.segments[0].bytes.as_slice()[..matrix.bytes() / 2];
+        let (last, _) = panel[panel.len() - LANES * 4..].as_chunks::<4>();
+        let padded = |word: &[u8; 4]| word[2..] == [0, 0];
+        assert!(columns % 2 == 0 || last.iter().all(padded), "{columns} columns");
+    }
+}
+
+#[test]
 fn stacked_parts_of_different_types_keep_their_rows() {
     let parts = [
         OwnedTensor::random(TensorType::Q4_1, 32, 64, 1),
