@@ -47,6 +47,8 @@ bench: model ## measure and print a table (BENCH=first-light), peers and limits 
 goldens: model .venv-goldens/stamp ## make the committed golden data anew, from llama.cpp and transformers
 	.venv-goldens/bin/python tests/goldens/make_tokens.py $(MODEL)
 	.venv-goldens/bin/python tests/goldens/make_logits.py $(MODEL)
+	.venv-goldens/bin/python tests/goldens/make_blocks.py
+	.venv-goldens/bin/python tests/goldens/make_tiny.py
 
 .PHONY: clean
 clean: ## remove what was built (the model and the virtual environments stay)

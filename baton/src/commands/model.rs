@@ -30,7 +30,7 @@ pub(crate) struct FetchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// A GGUF file [default: the default model, as fetched]
+    /// A GGUF file, or a directory as Hugging Face lays it out [default: the default model, as fetched]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
 }

@@ -1,20 +1,29 @@
 //! Where a model's tensors come from, under one set of names: GGUF's.
 
+mod directory;
+
 use std::{borrow::Cow, path::Path};
 
 use baton_gguf::{Gguf, Tensor};
 
 use crate::{ConfigError, open::OpenError};
 
+pub(crate) use directory::Directory;
+
 /// An open model.
 pub(crate) enum Checkpoint {
     /// A GGUF file.
     Gguf(Gguf),
+    /// A Hugging Face directory.
+    Directory(Directory),
 }
 
 impl Checkpoint {
     /// Maps a model and checks its structure.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+        if path.is_dir() {
+            return Directory::open(path).map(Self::Directory);
+        }
         Gguf::open(path)
             .map(Self::Gguf)
             .map_err(|error| OpenError::from_gguf(path, error))
@@ -24,6 +33,7 @@ impl Checkpoint {
     pub(crate) fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
         match self {
             Self::Gguf(gguf) => gguf.tensor(name),
+            Self::Directory(directory) => directory.tensor(name),
         }
     }
 
@@ -37,6 +47,7 @@ impl Checkpoint {
     pub(crate) fn own_name<'n>(&self, name: &'n str) -> Cow<'n, str> {
         match self {
             Self::Gguf(_) => name.into(),
+            Self::Directory(_) => directory::own_name(name),
         }
     }
 
@@ -48,6 +59,7 @@ impl Checkpoint {
                 .iter()
                 .filter_map(|entry| gguf.tensor(&entry.name))
                 .collect(),
+            Self::Directory(directory) => directory.tensors(),
         }
     }
 
@@ -61,6 +73,7 @@ impl Checkpoint {
     pub(crate) fn file_bytes(&self) -> u64 {
         match self {
             Self::Gguf(gguf) => gguf.bytes_all().len() as u64,
+            Self::Directory(directory) => directory.file_bytes(),
         }
     }
 
@@ -68,6 +81,15 @@ impl Checkpoint {
     pub(crate) fn model_name(&self, path: &Path) -> String {
         match self {
             Self::Gguf(gguf) => baton_gguf::model_name(gguf, path),
+            Self::Directory(_) => directory_name(path),
         }
     }
+}
+
+/// A directory's own name, also where the path ends in `.` or is a link.
+fn directory_name(path: &Path) -> String {
+    let named = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    named(path)
+        .or_else(|| path.canonicalize().ok().as_deref().and_then(named))
+        .unwrap_or_else(|| "model".to_owned())
 }

@@ -1,6 +1,7 @@
 //! What a model file says of its decoder, checked.
 
 mod gguf;
+mod huggingface;
 
 use std::{borrow::Cow, collections::HashSet, path::Path};
 
@@ -114,6 +115,7 @@ impl ModelConfig {
     pub(crate) fn of(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
         let config = match checkpoint {
             Checkpoint::Gguf(gguf) => gguf::read(gguf)?,
+            Checkpoint::Directory(directory) => huggingface::read(&directory.config)?,
         };
         config.check_shape()?;
         config.check_tensors(checkpoint)?;
@@ -214,7 +216,7 @@ impl ModelConfig {
         let known: HashSet<Cow<'_, str>> = tensors
             .iter()
             .map(|(name, ..)| checkpoint.own_name(name))
-            .chain([gguf::ROPE_FACTORS.into()])
+            .chain(matches!(checkpoint, Checkpoint::Gguf(_)).then(|| gguf::ROPE_FACTORS.into()))
             .collect();
         match checkpoint.tensors().iter().find(|tensor| !known.contains(tensor.name)) {
             Some(tensor) => Err(ConfigError::Unsupported(format!("the tensor '{}'", tensor.name))),

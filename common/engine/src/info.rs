@@ -1,4 +1,4 @@
-//! What a model file holds, for `baton model info`.
+//! What a model file or directory holds, for `baton model info`.
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     open::{BLOCK_TOKENS, OpenError},
 };
 
-/// A model file, read and checked.
+/// A model file or directory, read and checked.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ModelSummary {
     /// Name as clients use it.
@@ -22,7 +22,7 @@ pub struct ModelSummary {
     pub types: BTreeMap<String, (usize, u64)>,
     /// Numbers in all tensors.
     pub parameters: u64,
-    /// Bytes of the file.
+    /// Bytes of all files of weights.
     pub file_bytes: u64,
     /// Bytes of KV per token.
     pub kv_token_bytes: usize,
@@ -31,7 +31,7 @@ pub struct ModelSummary {
 }
 
 impl ModelSummary {
-    /// Reads the whole file, on `threads` threads.
+    /// Reads all weights, on `threads` threads.
     pub fn of_file(path: &Path, threads: usize) -> Result<Self, OpenError> {
         let checkpoint = Checkpoint::open(path)?;
         let config = ModelConfig::of(&checkpoint)?;

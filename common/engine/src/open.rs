@@ -25,7 +25,7 @@ const MAX_THREADS: usize = 1024;
 /// Where a model comes from.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Source {
-    /// A GGUF file.
+    /// A GGUF file, or a directory as Hugging Face lays it out.
     File(PathBuf),
     /// None: the simulated engine.
     Simulated(SimulatedConfig),

@@ -1,7 +1,9 @@
 //! Tests of whole engines, through their public interface.
 
 mod common;
+mod directories;
 mod goldens;
 mod hostile;
+mod hostile_directories;
 mod naive;
 mod same_bits;

@@ -1,5 +1,6 @@
 //! What the engine's tests share: models, and a driver of pool, scheduler and engine.
 
+pub(crate) mod directory;
 pub(crate) mod tiny;
 
 use std::path::{Path, PathBuf};
