@@ -27,6 +27,28 @@ fn open(file: GgufWriter) -> Result<Gguf, GgufError> {
 }
 
 #[test]
+fn streams_what_it_writes_in_memory() {
+    let metadata = || GgufWriter::new().string("general.architecture", "llama").u32("n", 3);
+    let tensors: [(_, u64, u64, _); 3] = [
+        ("norm", 3, 1, TensorType::F32),
+        ("matrix", 64, 5, TensorType::Q4_1),
+        ("last", 32, 2, TensorType::Q8_0),
+    ];
+    let bytes = |name: &str, len: usize| -> Vec<u8> { (0..len).map(|i| i as u8 ^ name.as_bytes()[0]).collect() };
+    let whole = tensors
+        .iter()
+        .fold(metadata(), |writer, &(name, columns, rows, dtype)| {
+            let dimensions: &[u64] = if rows == 1 { &[columns] } else { &[columns, rows] };
+            let len = dtype.row_bytes(columns as usize).unwrap() * rows as usize;
+            writer.tensor(name, dimensions, dtype, bytes(name, len))
+        });
+    let streamed = tensors.map(|(name, columns, rows, dtype)| (name.to_owned(), columns, rows, dtype));
+    let mut out = Vec::new();
+    metadata().stream(&mut out, &streamed, bytes).unwrap();
+    assert_eq!(out, whole.finish());
+}
+
+#[test]
 fn reads_what_was_written() {
     let gguf = open(small()).unwrap();
     assert_eq!(gguf.version(), 3);

@@ -1,4 +1,6 @@
-//! Writes small GGUF files in memory, so that tests can make tiny models.
+//! Writes GGUF files: tiny ones in memory, so that tests can make models; large ones tensor by tensor.
+
+use std::io;
 
 use crate::{
     tensor::TensorType,
@@ -63,28 +65,75 @@ impl GgufWriter {
 
     /// The file's bytes.
     pub fn finish(self) -> Vec<u8> {
+        let tensors = self
+            .tensors
+            .iter()
+            .map(|(name, dimensions, dtype, bytes)| (name.as_str(), dimensions.as_slice(), *dtype, bytes.len()));
+        let mut out = self.head(tensors);
+        for (_, _, _, bytes) in &self.tensors {
+            out.extend(bytes);
+            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+        }
+        out
+    }
+
+    /// Writes a file of this metadata and `tensors` (name, columns, rows, type; no tensor was added before), of which one at a time is in memory:
+    /// `bytes` gives the named one's, of the length that it is told.
+    ///
+    /// # Panics
+    /// When a row is not whole blocks of its type, or `bytes` gives another length.
+    pub fn stream(
+        self,
+        out: &mut impl io::Write,
+        tensors: &[(String, u64, u64, TensorType)],
+        mut bytes: impl FnMut(&str, usize) -> Vec<u8>,
+    ) -> io::Result<()> {
+        assert!(
+            self.tensors.is_empty(),
+            "tensors in memory beside those that are streamed"
+        );
+        let len = |&(_, columns, rows, dtype): &(String, u64, u64, TensorType)| {
+            dtype.row_bytes(columns as usize).expect("whole blocks") * rows as usize
+        };
+        let dimensions: Vec<[u64; 2]> = tensors.iter().map(|tensor| [tensor.1, tensor.2]).collect();
+        let entries = tensors.iter().zip(&dimensions).map(|(tensor, dimensions)| {
+            let dimensions = if tensor.2 == 1 {
+                &dimensions[..1]
+            } else {
+                &dimensions[..]
+            };
+            (tensor.0.as_str(), dimensions, tensor.3.number(), len(tensor))
+        });
+        out.write_all(&self.head(entries))?;
+        for tensor in tensors {
+            let mut bytes = bytes(&tensor.0, len(tensor));
+            assert_eq!(bytes.len(), len(tensor), "bytes of {}", tensor.0);
+            bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+            out.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// All before the first tensor's bytes; `tensors` are (name, dimensions, number of the type, bytes).
+    fn head<'a>(&self, tensors: impl ExactSizeIterator<Item = (&'a str, &'a [u64], u32, usize)>) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((tensors.len() as u64).to_le_bytes());
         out.extend((self.metadata.len() as u64).to_le_bytes());
         for (key, value) in &self.metadata {
             put_string(&mut out, key);
             put_value(&mut out, value);
         }
         let mut offset = 0;
-        for (name, dimensions, dtype, bytes) in &self.tensors {
+        for (name, dimensions, dtype, len) in tensors {
             put_string(&mut out, name);
             out.extend((dimensions.len() as u32).to_le_bytes());
             out.extend(dimensions.iter().flat_map(|dimension| dimension.to_le_bytes()));
             out.extend(dtype.to_le_bytes());
             out.extend((offset as u64).to_le_bytes());
-            offset += bytes.len().next_multiple_of(ALIGNMENT);
+            offset += len.next_multiple_of(ALIGNMENT);
         }
         out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-        for (_, _, _, bytes) in &self.tensors {
-            out.extend(bytes);
-            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-        }
         out
     }
 }
