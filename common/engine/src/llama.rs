@@ -9,7 +9,7 @@ use baton_scheduler::{StepOutput, StepPlan};
 use crate::{
     Engine, ModelConfig, ModelSpec, StepError,
     checkpoint::Checkpoint,
-    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, Isa, LoadError},
+    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa, LoadError},
     decoder::{Arena, Decoder, Layer},
     open::OpenError,
     ops::{QkNorms, QkvPost, Vector, Weight},
@@ -115,6 +115,24 @@ impl LlamaEngine {
         self.backend.row(self.decoder.arena.logits, index)
     }
 
+    /// [`Engine::step`] with `program` in the place of [`Decoder::run`], for measuring: each thread calls it once with the decoder and with its own
+    /// operations. All must call the same operations in the same order; the sampled tokens are those of the last [`Ops::sample`](crate::ops::Ops::sample).
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_with(
+        &mut self,
+        plan: &StepPlan,
+        output: &mut StepOutput,
+        program: &(dyn Fn(&Decoder, &mut CpuOps<'_>) + Sync),
+    ) -> Result<(), StepError> {
+        output.sampled.clear();
+        let decoder = &self.decoder;
+        self.backend.run(plan, &|ops| program(decoder, ops))?;
+        output.sampled.extend_from_slice(self.backend.sampled());
+        Ok(())
+    }
+
     /// The instruction set that it computes with.
     pub fn isa(&self) -> Isa {
         self.backend.isa()
@@ -135,11 +153,7 @@ impl Engine for LlamaEngine {
     }
 
     fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
-        output.sampled.clear();
-        let decoder = &self.decoder;
-        self.backend.run(plan, &|ops| decoder.run(ops))?;
-        output.sampled.extend_from_slice(self.backend.sampled());
-        Ok(())
+        self.step_with(plan, output, &|decoder, ops| decoder.run(ops))
     }
 }
 
