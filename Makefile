@@ -40,7 +40,7 @@ lint: setup ## formatting, clippy, and cargo-deny where it is installed (licence
 	else echo "cargo-deny is not installed (cargo install --locked cargo-deny): licences and sources were not checked"; fi
 
 .PHONY: bench
-bench: model ## measure and print a table (BENCH=first-light), peers and limits in the same run
+bench: model ## measure and print a table (BENCH=first-light or cpu-engine), peers and limits in the same run
 	scripts/bench $(BENCH)
 
 .PHONY: goldens

@@ -1,4 +1,12 @@
-//! What benchmarks share: medians, the table, and `target/bench/NAME.jsonl`.
+//! What benchmarks share: medians, the table, and `target/bench/NAME.jsonl`; ours, peers and limits.
+
+pub mod engine;
+pub mod kernels;
+pub mod limits;
+pub mod load;
+pub mod peer;
+pub mod random_llama;
+pub mod resident;
 
 use std::io::Write;
 use std::time::Instant;
@@ -18,9 +26,9 @@ pub struct Figure {
     pub peer: Option<f64>,
     /// Who the peer is.
     pub peer_name: Option<String>,
-    /// What the machine allows.
+    /// What the machine allows, or the target.
     pub limit: Option<f64>,
-    /// Ours against the peer's; over 1 is better for us, whatever the unit.
+    /// Ours against the peer's; over 1 is better for us, whatever the unit. Ours against the limit where a benchmark's page says so.
     pub ratio: Option<f64>,
 }
 
@@ -45,8 +53,8 @@ impl Figure {
         }
     }
 
-    /// A time: less is better.
-    pub fn time(
+    /// A time or another cost: less is better.
+    pub fn cost(
         metric: &'static str,
         unit: &'static str,
         ours: f64,
@@ -73,39 +81,6 @@ pub fn seconds(run: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Bytes per second at which `threads` threads together read `bytes` of memory again and again: the limit of anything that reads all of its
-/// weights at each step. (Weights that fit into a cache are read from it, and so are these.)
-pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
-    const PASSES: usize = 8;
-    let memory: Vec<u64> = (0..(bytes / 8) as u64).collect();
-    let run = || {
-        seconds(|| {
-            std::thread::scope(|scope| {
-                for part in memory.chunks(memory.len().div_ceil(threads)) {
-                    scope.spawn(move || {
-                        (0..PASSES).for_each(|_| {
-                            std::hint::black_box(sum(part));
-                        })
-                    });
-                }
-            });
-        })
-    };
-    run();
-    (memory.len() * 8 * PASSES) as f64 / median((0..5).map(|_| run()).collect())
-}
-
-/// Sixteen sums side by side, so that memory is waited for and not the adder.
-fn sum(words: &[u64]) -> [u64; 16] {
-    let mut sums = [0_u64; 16];
-    for group in std::hint::black_box(words).chunks_exact(16) {
-        for (sum, word) in sums.iter_mut().zip(group) {
-            *sum = sum.wrapping_add(*word);
-        }
-    }
-    sums
-}
-
 /// Prints the table and writes `target/bench/NAME.jsonl`.
 pub fn report(name: &str, figures: &[Figure]) -> std::io::Result<()> {
     let folder = workspace().join("target/bench");
@@ -114,18 +89,20 @@ pub fn report(name: &str, figures: &[Figure]) -> std::io::Result<()> {
     let mut file = std::fs::File::create(&path)?;
     let shown = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.2}"));
     println!(
-        "{:<28} {:>9} {:>12} {:>12} {:>12} {:>7}  peer",
-        "metric", "unit", "ours", "peer", "limit", "ratio"
+        "{:<24} {:>6} {:>10} {:>10} {:>7} {:>10} {:>9}  peer",
+        "metric", "unit", "ours", "peer", "ratio", "limit", "of limit"
     );
     for figure in figures {
+        let share = figure.limit.map(|limit| 100.0 * figure.ours / limit);
         println!(
-            "{:<28} {:>9} {:>12} {:>12} {:>12} {:>7}  {}",
+            "{:<24} {:>6} {:>10.2} {:>10} {:>7} {:>10} {:>9}  {}",
             figure.metric,
             figure.unit,
-            shown(Some(figure.ours)),
+            figure.ours,
             shown(figure.peer),
-            shown(figure.limit),
             shown(figure.ratio),
+            shown(figure.limit),
+            share.map_or("–".to_owned(), |share| format!("{share:.0} %")),
             figure.peer_name.as_deref().unwrap_or("–"),
         );
         serde_json::to_writer(&mut file, figure)?;

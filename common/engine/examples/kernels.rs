@@ -1,22 +1,20 @@
-//! Speed of the CPU backend's operations on SmolLM2-135M's shapes, or of a whole model where its file is given.
+//! Speed of the CPU backend's operations on SmolLM2-135M's shapes. Of a whole model: the example `speed`; beside llama.cpp: `make bench BENCH=cpu-engine`.
 //!
-//! `cargo run --release -p baton-engine --example kernels -- [THREADS] [ISA] [MODEL.gguf]`
+//! `cargo run --release -p baton-engine --example kernels -- [THREADS] [ISA]`
 
 use std::{
     hint::black_box,
-    path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Instant,
 };
 
 use baton_engine::{
-    Engine, EngineOptions, Source,
     cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa},
     ops::{AttentionShape, Ops, QkvPost},
 };
 use baton_gguf::{Tensor, TensorType};
 use baton_kv::{BlockId, KvDtype, KvLayout};
-use baton_scheduler::{Sample, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
+use baton_scheduler::{SequenceId, Span, StepPlan};
 
 const HEADS: usize = 9;
 const KV_HEADS: usize = 3;
@@ -29,9 +27,6 @@ fn main() {
     let threads = arguments.next().map_or(2, |threads| threads.parse().expect("THREADS"));
     let isa = arguments.next().map(|isa| isa.parse::<Isa>().expect("ISA"));
     println!("{threads} threads, {}", isa.unwrap_or_else(Isa::detect));
-    if let Some(path) = arguments.next() {
-        return model(path.as_ref(), threads, isa);
-    }
     let config = CpuConfig {
         threads,
         isa,
@@ -216,65 +211,6 @@ fn attention(config: CpuConfig) {
             "attention, {rows:>3} rows at {context:>4}: {:>8.1} us {:>6.1} GFLOP/s",
             seconds * 1e6,
             flops / seconds / 1e9
-        );
-    }
-}
-
-/// Tokens per second of a prompt of 512, and of decoding after it.
-fn model(path: &Path, threads: usize, isa: Option<Isa>) {
-    let source = Source::File(path.into());
-    let options = EngineOptions {
-        source,
-        threads,
-        isa,
-        kv_bytes: 256 << 20,
-        max_rows: ROWS,
-        max_sequences: 8,
-    };
-    let start = Instant::now();
-    let mut engine = baton_engine::open_file(path, &options, &|_| ()).expect("the model");
-    println!("model opened in {:.2} s", start.elapsed().as_secs_f64());
-    let mut output = StepOutput::default();
-    let sample = Some(Sample {
-        params: SamplingParams::greedy(),
-        index: 0,
-    });
-    let mut timed = |sequences: usize, rows: usize, context: usize| {
-        let mut plan = StepPlan::default();
-        for sequence in 0..sequences {
-            let first = plan.tokens.len();
-            plan.tokens.extend((0..rows as u32).map(|i| 100 + i * 7 % 1000));
-            let table = plan.tables.len();
-            plan.tables.extend((0..24).map(|i| BlockId(sequence as u32 * 24 + i)));
-            plan.spans.push(Span {
-                sequence: SequenceId(sequence as u64),
-                rows: first..plan.tokens.len(),
-                context,
-                table: table..plan.tables.len(),
-                sample,
-            });
-        }
-        let times = if rows > 1 { 5 } else { 60 };
-        (0..times)
-            .map(|_| {
-                let start = Instant::now();
-                engine.step(&plan, &mut output).expect("the step");
-                start.elapsed().as_secs_f64()
-            })
-            .fold(f64::INFINITY, f64::min)
-    };
-    let prefill = timed(1, ROWS, 0);
-    println!(
-        "prefill of {ROWS}: {:.1} ms, {:.0} tok/s",
-        prefill * 1e3,
-        ROWS as f64 / prefill
-    );
-    for (sequences, context) in [(1, 0), (1, 512), (8, 512)] {
-        let step = timed(sequences, 1, context);
-        println!(
-            "decode, {sequences} at {context}: {:.2} ms, {:.0} tok/s",
-            step * 1e3,
-            sequences as f64 / step
         );
     }
 }

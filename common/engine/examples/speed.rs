@@ -1,10 +1,10 @@
-//! Prefill and decode speed of a model file, tokens per second.
+//! Prefill and decode speed of a model file, tokens per second: the best of some runs, to tune by. Beside llama.cpp: `make bench BENCH=cpu-engine`.
 //!
-//! `cargo run --release -p baton-engine --example speed -- MODEL [THREADS]`
+//! `cargo run --release -p baton-engine --example speed -- MODEL [THREADS] [ISA]`
 
 use std::{path::Path, time::Instant};
 
-use baton_engine::{Engine, EngineOptions, Source, open};
+use baton_engine::{Engine, EngineOptions, Isa, Source, open};
 use baton_kv::BlockId;
 use baton_scheduler::{Sample, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
 
@@ -12,12 +12,13 @@ const RUNS: usize = 5;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or("usage: speed MODEL [THREADS]")?;
+    let path = arguments.next().ok_or("usage: speed MODEL [THREADS] [ISA]")?;
     let threads = arguments.next().map_or(Ok(2), |threads| threads.parse())?;
+    let isa = arguments.next().map(|isa| isa.parse::<Isa>()).transpose()?;
     let options = EngineOptions {
         source: Source::File(Path::new(&path).to_owned()),
         threads,
-        isa: None,
+        isa,
         kv_bytes: 512 << 20,
         max_rows: 512,
         max_sequences: 8,
