@@ -47,10 +47,8 @@ impl Text {
                 ids
             }
             Input::Text(text) => {
-                self.compute(bytes, move |model| {
-                    model.tokenizer.encode_bounded(&text, true, max_tokens)
-                })
-                .await?
+                self.compute(bytes, move |model| model.tokenizer.encode_prompt(&text, max_tokens))
+                    .await?
             }
             Input::Chat(messages) => {
                 check_roles(&messages)?;

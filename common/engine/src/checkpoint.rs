@@ -81,15 +81,7 @@ impl Checkpoint {
     pub(crate) fn model_name(&self, path: &Path) -> String {
         match self {
             Self::Gguf(gguf) => baton_gguf::model_name(gguf, path),
-            Self::Directory(_) => directory_name(path),
+            Self::Directory(_) => baton_gguf::directory_name(path),
         }
     }
-}
-
-/// A directory's own name, also where the path ends in `.` or is a link.
-fn directory_name(path: &Path) -> String {
-    let named = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    named(path)
-        .or_else(|| path.canonicalize().ok().as_deref().and_then(named))
-        .unwrap_or_else(|| "model".to_owned())
 }

@@ -22,7 +22,7 @@ mod writer;
 pub use dequantize::{DequantizeError, dequantize};
 pub use error::GgufError;
 pub use file::Gguf;
-pub use name::model_name;
+pub use name::{directory_name, model_name};
 pub use quants::{GROUP, QuantGroup, unpack};
 pub use tensor::{Tensor, TensorEntry, TensorType};
 pub use value::{Array, Value};

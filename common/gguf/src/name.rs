@@ -23,6 +23,23 @@ pub fn model_name(gguf: &Gguf, path: &Path) -> String {
         .to_owned()
 }
 
+/// The name under which a directory of a model's files is served: `ORG/NAME` in the cache of Hugging Face's hub
+/// (`models--ORG--NAME/snapshots/COMMIT`), elsewhere the directory's own, also where the path ends in `.`.
+pub fn directory_name(path: &Path) -> String {
+    let named = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let whole = path.canonicalize();
+    let repository = whole.as_deref().ok().and_then(|path| {
+        let snapshots = path.parent()?;
+        let repository = named(snapshots.parent()?)?;
+        let name = repository.strip_prefix("models--")?.replace("--", "/");
+        (named(snapshots)? == "snapshots").then_some(name)
+    });
+    repository
+        .or_else(|| named(path))
+        .or_else(|| whole.ok().as_deref().and_then(named))
+        .unwrap_or_else(|| "model".to_owned())
+}
+
 fn without_extension(file: &str) -> &str {
     let end = file.len().saturating_sub(".gguf".len());
     match file.get(end..) {
@@ -70,5 +87,23 @@ mod tests {
         ] {
             assert_eq!(model_name(&gguf, Path::new(path)), name, "{path}");
         }
+    }
+
+    #[test]
+    fn directories_have_names() {
+        let root = tempfile::tempdir().unwrap();
+        let snapshot = root.path().join("models--org--Model-1B/snapshots/0123abcd");
+        for (path, name) in [
+            (root.path().join("Tiny"), "Tiny"),
+            (root.path().join("Tiny/."), "Tiny"),
+            (snapshot.join(".."), "snapshots"),
+            (snapshot.clone(), "org/Model-1B"),
+            (snapshot.join("sub"), "sub"),
+        ] {
+            std::fs::create_dir_all(&path).unwrap();
+            assert_eq!(directory_name(&path), name, "{}", path.display());
+        }
+        assert_eq!(directory_name(Path::new("/")), "model");
+        assert_eq!(directory_name(Path::new("not/there")), "there");
     }
 }

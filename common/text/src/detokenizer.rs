@@ -6,7 +6,8 @@ use baton_kv::TokenId;
 
 use crate::{TextError, Tokenizer};
 
-/// Turns a stream of token ids into text. The pieces, put together, are [`Tokenizer::decode`] of all ids; none ends within a character.
+/// Turns a stream of token ids into text that goes on after other text, as an answer does after its prompt. The pieces, put together, are
+/// [`Tokenizer::decode`] of all ids, with the space that it takes off the start of a text; none ends within a character.
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,

@@ -1,22 +1,48 @@
 //! What can go wrong between text and token ids.
 
+use std::{io, path::PathBuf};
+
 use baton_gguf::GgufError;
 use baton_kv::TokenId;
 
 /// Why text or a model's text parts cannot be used. No retry helps.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// The model file cannot be read.
+    /// The GGUF file cannot be read.
     #[error(transparent)]
     Model(#[from] GgufError),
-    /// The file's tokenizer is of a kind that is not built yet.
-    #[error("tokenizer '{0}' is not supported (gpt2, byte-level BPE, is)")]
+    /// A file of a model directory cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of a model directory is damaged, too large, or contradicts another.
+    #[error("{} cannot be used: {reason}", path.display())]
+    BrokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The model's tokenizer is of a kind that is not built yet.
+    #[error("tokenizer '{0}' is not supported (BPE is: in GGUF 'gpt2', in a tokenizer.json 'BPE')")]
     UnsupportedTokenizer(String),
+    /// A part of the tokenizer is not built yet.
+    #[error("the tokenizer's {part} '{name}' is not supported")]
+    UnsupportedPart {
+        /// Which: `decoder`, say.
+        part: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// The file's pre-tokenizer is not built yet.
     #[error("pre-tokenizer '{0}' is not supported (smollm, gpt-2, llama-bpe and qwen2 are)")]
     UnsupportedPreTokenizer(String),
-    /// The file's vocabulary contradicts itself.
-    #[error("the model file's vocabulary cannot be used: {0}")]
+    /// The vocabulary contradicts itself.
+    #[error("the model's vocabulary cannot be used: {0}")]
     Vocabulary(String),
     /// The tokenizer library failed.
     #[error("the text cannot be tokenised: {0}")]
@@ -71,7 +97,11 @@ impl TextError {
     pub fn code(&self) -> &'static str {
         match self {
             TextError::Model(error) => error.code(),
-            TextError::UnsupportedTokenizer(_) | TextError::UnsupportedPreTokenizer(_) => "tokenizer_unsupported",
+            TextError::File { .. } => "model_file_unreadable",
+            TextError::BrokenFile { .. } => "model_file_broken",
+            TextError::UnsupportedTokenizer(_)
+            | TextError::UnsupportedPart { .. }
+            | TextError::UnsupportedPreTokenizer(_) => "tokenizer_unsupported",
             TextError::Vocabulary(_) => "vocabulary_unusable",
             TextError::Tokenize(_) => "tokenize_failed",
             TextError::TooLong { .. } => "text_too_long",

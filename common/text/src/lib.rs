@@ -6,12 +6,16 @@
 //! - A [`Detokenizer`] gives whole characters only; a [`StopMatcher`] never gives text that belongs to a stop string. Neither depends on how the text
 //!   was cut into tokens.
 //!
-//! Deliberately absent: tokenizers other than byte-level BPE, tools and multimodal content in templates, networking.
+//! A model is a GGUF file, or a directory as Hugging Face lays it out ([`ModelText::open`]).
+//!
+//! Deliberately absent: tokenizers other than BPE (SentencePiece's models, Unigram, WordPiece), tools and multimodal content in templates, networking.
 
 mod detokenizer;
 mod error;
+mod huggingface;
 pub mod limits;
 mod model;
+mod pipeline;
 mod pre_tokenizer;
 mod segment;
 mod stop;

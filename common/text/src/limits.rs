@@ -6,6 +6,14 @@ pub const CHUNK_BYTES: usize = 16 << 10;
 pub const MAX_CHUNK_BYTES: usize = 128 << 10;
 /// Bytes of one token: vocabularies have some of some hundred spaces.
 pub const MAX_TOKEN_BYTES: usize = 4096;
+/// Tokens of a vocabulary: the largest have some hundred thousand.
+pub const MAX_VOCABULARY: usize = 4 << 20;
+/// Bytes of a tokenizer.json: the largest have some tens of millions.
+pub const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Bytes of any other JSON file of a model directory: a tokenizer_config.json may list thousands of added tokens.
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Bytes of a chat template in a file of its own.
+pub const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 /// Instructions of one chat template's rendering, and its memory, about 64 bytes each. A template takes a few dozen per message.
 pub const TEMPLATE_FUEL: u64 = 2_000_000;
 /// Bytes of a rendered chat: longer than any context's worth of text.

@@ -1,11 +1,11 @@
-//! All that the router needs of a model file.
+//! All that the router needs of a model.
 
 use std::{path::Path, sync::Arc};
 
 use baton_gguf::{Gguf, model_name};
 use baton_kv::TokenId;
 
-use crate::{ChatMessage, ChatTemplate, Detokenizer, RenderedChat, TextError, Tokenizer};
+use crate::{ChatMessage, ChatTemplate, Detokenizer, RenderedChat, TextError, Tokenizer, huggingface};
 
 /// A model's text side: tokenizer, chat template, ends, context, name. Keeps nothing of the file's weights.
 #[derive(Clone, Debug)]
@@ -29,29 +29,45 @@ enum TemplateFault {
 }
 
 impl ModelText {
-    /// Loads the text side of a model file. A missing or broken chat template is reported by the calls that need it.
+    /// Loads the text side of a model: a GGUF file, or a directory as Hugging Face lays it out. A missing or broken chat template is reported by the calls
+    /// that need it.
     pub fn open(path: &Path) -> Result<Self, TextError> {
-        Self::from_gguf(&Gguf::open(path)?, path)
+        if path.is_dir() {
+            huggingface::open(path)
+        } else {
+            Self::from_gguf(&Gguf::open(path)?, path)
+        }
     }
 
-    /// The same from an open file; `path` is for its name.
+    /// The same from an open GGUF file; `path` is for its name.
     pub fn from_gguf(gguf: &Gguf, path: &Path) -> Result<Self, TextError> {
         let architecture = gguf.string("general.architecture")?;
         let context_length = gguf.u32(&format!("{architecture}.context_length"))? as usize;
         let template = match gguf.metadata("tokenizer.chat_template") {
-            None => Err(TemplateFault::Absent),
-            Some(_) => match ChatTemplate::new(gguf.string("tokenizer.chat_template")?) {
-                Err(TextError::BrokenTemplate(reason)) => Err(TemplateFault::Broken(reason)),
-                other => Ok(other?),
-            },
+            None => None,
+            Some(_) => Some(gguf.string("tokenizer.chat_template")?),
         };
         let tokenizer = Tokenizer::from_gguf(gguf)?;
+        Self::new(tokenizer, template, context_length, model_name(gguf, path))
+    }
+
+    pub(crate) fn new(
+        tokenizer: Tokenizer,
+        template: Option<&str>,
+        context_length: usize,
+        name: String,
+    ) -> Result<Self, TextError> {
+        let template = match template.map(ChatTemplate::new) {
+            None => Err(TemplateFault::Absent),
+            Some(Err(TextError::BrokenTemplate(reason))) => Err(TemplateFault::Broken(reason)),
+            Some(template) => Ok(template?),
+        };
         Ok(ModelText {
             eos_ids: tokenizer.end_ids().to_vec(),
             tokenizer: Arc::new(tokenizer),
             template: Arc::new(template),
             context_length,
-            name: model_name(gguf, path),
+            name,
         })
     }
 

@@ -26,7 +26,7 @@ pub(crate) struct PreTokenizer {
 }
 
 /// The pre-tokenizer with this name (`tokenizer.ggml.pre`). Every one of them always cuts where a space follows a character that is not whitespace, and
-/// decides what follows from there on without looking back; [`crate::Tokenizer`] relies on it.
+/// decides what follows from there on without looking back: long texts are cut there.
 pub(crate) fn by_name(name: &str) -> Result<PreTokenizer, TextError> {
     let gpt2 = ByteLevel::new(false, false, true);
     let plain = |splits| PreTokenizer {

@@ -165,6 +165,7 @@ impl Rendering<'_> {
             add_generation_prompt => self.add_generation_prompt,
             bos_token => special(self.tokenizer.bos()),
             eos_token => special(self.tokenizer.eos()),
+            pad_token => special(self.tokenizer.pad()),
             strftime_now => strftime_now,
         };
         let mut out = BoundedText::default();

@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! Text to token ids, and back.
 
 use baton_gguf::Gguf;
 use baton_kv::TokenId;
@@ -6,23 +6,25 @@ use tokenizers::models::bpe::{BPE, Vocab};
 
 use crate::{
     Segment, TextError,
-    limits::{CHUNK_BYTES, MAX_CHUNK_BYTES},
+    pipeline::{Pipeline, Place, Stages},
     pre_tokenizer,
     segment::{SpecialFinder, push_plain},
     vocabulary::{TokenKind, Vocabulary},
 };
 
-/// Byte-level BPE over a model file's own vocabulary. Shared by reference; every method may run on many threads.
+/// BPE over bytes, or over pieces with bytes to fall back on. Shared by reference; every method may run on many threads.
 ///
 /// A byte for which the vocabulary has no token is left out, as llama.cpp and Hugging Face's tokenizers do.
 pub struct Tokenizer {
-    bpe: tokenizers::Tokenizer,
-    vocabulary: Vocabulary,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) vocabulary: Vocabulary,
     finder: SpecialFinder,
+    /// Spaces that belong to no text but begin its first token, at most.
+    lead_spaces: usize,
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer of a model file. Takes some tens of milliseconds per 100,000 tokens.
+    /// Builds the tokenizer of a GGUF file. Takes some tens of milliseconds per 100,000 tokens.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, TextError> {
         let kind = gguf.string("tokenizer.ggml.model")?;
         if kind != "gpt2" {
@@ -48,15 +50,22 @@ impl Tokenizer {
             .ignore_merges(pre.ignore_merges)
             .build()
             .map_err(|error| TextError::Vocabulary(error.to_string()))?;
-        let mut bpe = tokenizers::Tokenizer::new(bpe);
-        bpe.with_normalizer(pre.normalizer);
-        bpe.with_pre_tokenizer(Some(pre.splits));
+        let stages = Stages {
+            normalizer: pre.normalizer,
+            splits: Some(pre.splits),
+        };
+        let pipeline = Pipeline::new(bpe, stages, None, None, &vocabulary)?;
+        Ok(Tokenizer::new(pipeline, vocabulary, 0))
+    }
+
+    pub(crate) fn new(pipeline: Pipeline, vocabulary: Vocabulary, lead_spaces: usize) -> Self {
         let finder = SpecialFinder::new(&vocabulary);
-        Ok(Tokenizer {
-            bpe,
+        Tokenizer {
+            pipeline,
             vocabulary,
             finder,
-        })
+            lead_spaces,
+        }
     }
 
     /// Tokens in the vocabulary; ids are below it.
@@ -69,14 +78,19 @@ impl Tokenizer {
         self.vocabulary.end_ids()
     }
 
-    /// The beginning-of-sequence token, if the file names one. It is never added to a text.
+    /// The beginning-of-sequence token, if the model names one. Only [`Tokenizer::encode_prompt`] adds it.
     pub fn bos(&self) -> Option<TokenId> {
         self.vocabulary.bos()
     }
 
-    /// The end-of-sequence token, if the file names one.
+    /// The end-of-sequence token, if the model names one.
     pub fn eos(&self) -> Option<TokenId> {
         self.vocabulary.eos()
+    }
+
+    /// The token that fills rows up, if the model names one: for templates only.
+    pub fn pad(&self) -> Option<TokenId> {
+        self.vocabulary.pad()
     }
 
     /// The text of a special token; empty for a normal token that is no whole character.
@@ -99,42 +113,39 @@ impl Tokenizer {
     pub fn encode_bounded(&self, text: &str, specials: bool, max_tokens: usize) -> Result<Vec<TokenId>, TextError> {
         let mut out = Encoder::new(self, max_tokens);
         out.check_bytes(text.len())?;
-        let mut result = Ok(());
-        self.finder.split(text, specials, |plain, special| {
-            if result.is_ok() {
-                result = out
-                    .plain(plain)
-                    .and_then(|()| special.map_or(Ok(()), |id| out.push(&[id])));
-            }
-        });
-        result?;
-        Ok(out.ids)
+        out.text(text, specials)?;
+        out.finish()
+    }
+
+    /// Ids of a whole prompt that a client wrote: special tokens are met in it, and the beginning-of-sequence token comes first if the model wants one and
+    /// the prompt does not spell it.
+    pub fn encode_prompt(&self, text: &str, max_tokens: usize) -> Result<Vec<TokenId>, TextError> {
+        let mut out = Encoder::new(self, max_tokens);
+        out.check_bytes(text.len())?;
+        if let Some(bos) = self.vocabulary.prompt_bos()
+            && !text.starts_with(self.token_text(bos))
+        {
+            out.push(&[bos])?;
+        }
+        out.text(text, true)?;
+        out.finish()
     }
 
     /// Token ids of segments, bounded in the same way.
     pub fn encode_segments(&self, segments: &[Segment], max_tokens: usize) -> Result<Vec<TokenId>, TextError> {
         let mut out = Encoder::new(self, max_tokens);
-        let bytes = segments
-            .iter()
-            .map(|segment| {
-                if let Segment::Plain(text) = segment {
-                    text.len()
-                } else {
-                    0
-                }
-            })
-            .sum();
-        out.check_bytes(bytes)?;
+        let bytes = |segment: &Segment| match segment {
+            Segment::Plain(text) => text.len(),
+            Segment::Special(_) => 0,
+        };
+        out.check_bytes(segments.iter().map(bytes).sum())?;
         for segment in segments {
             match segment {
-                Segment::Plain(text) => {
-                    let ids = self.encode_bounded(text, false, max_tokens)?;
-                    out.push(&ids)?;
-                }
-                Segment::Special(id) => out.push(&[*id])?,
+                Segment::Plain(text) => out.text(text, false)?,
+                Segment::Special(id) => out.special(*id)?,
             }
         }
-        Ok(out.ids)
+        out.finish()
     }
 
     /// Appends `text` to `segments`, control tokens recognised.
@@ -145,12 +156,20 @@ impl Tokenizer {
         });
     }
 
-    /// The text of tokens, control tokens left out; bytes that are no characters become U+FFFD.
+    /// The text of tokens as a text of its own, control tokens left out; bytes that are no characters become U+FFFD. The space that some vocabularies put
+    /// before a text is taken off again.
     pub fn decode(&self, ids: &[TokenId]) -> Result<String, TextError> {
         let mut bytes = Vec::new();
+        let mut lead = None;
         for &id in ids {
-            bytes.extend(self.shown_bytes(id)?);
+            let shown = self.shown_bytes(id)?;
+            if lead.is_none() && !shown.is_empty() {
+                let spaces = shown.iter().take(self.lead_spaces).take_while(|&&byte| byte == b' ');
+                lead = Some(spaces.count());
+            }
+            bytes.extend(shown);
         }
+        bytes.drain(..lead.unwrap_or(0));
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -187,24 +206,32 @@ fn split_merge(merge: &str) -> Result<(String, String), TextError> {
 }
 
 /// Ids so far, and their bound.
-struct Encoder<'a> {
+struct Encoder<'a, 't> {
     tokenizer: &'a Tokenizer,
     ids: Vec<TokenId>,
     max_tokens: usize,
+    /// Plain text that is not encoded yet: what comes after it may swallow its end.
+    plain: &'t str,
+    /// Where it stands.
+    place: Place,
 }
 
-impl<'a> Encoder<'a> {
+impl<'a, 't> Encoder<'a, 't> {
     fn new(tokenizer: &'a Tokenizer, max_tokens: usize) -> Self {
         Encoder {
             tokenizer,
             ids: Vec::new(),
             max_tokens,
+            plain: "",
+            place: Place::Start,
         }
     }
 
-    /// Every token covers at most the longest token's bytes, so many bytes are certain to be too many tokens.
+    /// Every token covers at most the longest token's bytes, so many bytes are certain to be too many tokens. Composed characters have up to three times as
+    /// many before they are.
     fn check_bytes(&self, bytes: usize) -> Result<(), TextError> {
-        let at_least = bytes.div_ceil(self.tokenizer.vocabulary.longest_bytes());
+        let composed = if self.tokenizer.pipeline.normalizes() { 3 } else { 1 };
+        let at_least = bytes.div_ceil(composed * self.tokenizer.vocabulary.longest_bytes());
         self.check(at_least)
     }
 
@@ -223,42 +250,59 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    fn plain(&mut self, mut text: &str) -> Result<(), TextError> {
+    /// Text with special tokens: user-defined ones always, control tokens if `control`.
+    fn text(&mut self, text: &'t str, control: bool) -> Result<(), TextError> {
+        let tokenizer = self.tokenizer;
+        let mut result = Ok(());
+        tokenizer.finder.split(text, control, |plain, special| {
+            if result.is_ok() {
+                result = self
+                    .plain(plain)
+                    .and_then(|()| special.map_or(Ok(()), |id| self.special(id)));
+            }
+        });
+        result
+    }
+
+    fn plain(&mut self, mut text: &'t str) -> Result<(), TextError> {
+        if !self.plain.is_empty() {
+            self.flush()?;
+            self.place = Place::Continued;
+        } else if let Some(&last) = self.ids.last()
+            && self.place == Place::AfterSpecial
+            && self.tokenizer.vocabulary.swallows(last).after
+        {
+            text = text.trim_start();
+        }
+        self.plain = text;
+        Ok(())
+    }
+
+    fn special(&mut self, id: TokenId) -> Result<(), TextError> {
+        if self.tokenizer.vocabulary.swallows(id).before {
+            self.plain = self.plain.trim_end();
+        }
+        self.flush()?;
+        self.place = Place::AfterSpecial;
+        self.push(&[id])
+    }
+
+    fn flush(&mut self) -> Result<(), TextError> {
+        let mut text = std::mem::take(&mut self.plain);
+        let mut place = self.place;
         while !text.is_empty() {
-            let (chunk, rest) = text.split_at(chunk_len(text)?);
-            let encoding = self
-                .tokenizer
-                .bpe
-                .encode_fast(chunk, false)
-                .map_err(|error| TextError::Tokenize(error.to_string()))?;
-            self.push(encoding.get_ids())?;
-            text = rest;
+            let (chunk, rest) = text.split_at(self.tokenizer.pipeline.chunk_len(text)?);
+            let ids = self.tokenizer.pipeline.encode(chunk, place)?;
+            self.push(&ids)?;
+            (text, place) = (rest, Place::Continued);
         }
         Ok(())
     }
-}
 
-/// Where to cut off a chunk of about [`CHUNK_BYTES`] so that the ids stay the same: before a space after a character that is not whitespace, or after a single
-/// line feed between two of those.
-fn chunk_len(text: &str) -> Result<usize, TextError> {
-    let bytes = text.as_bytes();
-    // Never looks at more than this, so that a text without a place to cut costs no more than its first piece.
-    let end = bytes.len().min(MAX_CHUNK_BYTES);
-    for at in CHUNK_BYTES..end {
-        // Either is one byte, so that both cuts are between characters.
-        let cut = match bytes[at] {
-            b' ' => at,
-            b'\n' if text[at + 1..].starts_with(|next: char| !next.is_whitespace()) => at + 1,
-            _ => continue,
-        };
-        if text[..at].ends_with(|before: char| !before.is_whitespace()) {
-            return Ok(cut);
-        }
+    fn finish(mut self) -> Result<Vec<TokenId>, TextError> {
+        self.flush()?;
+        Ok(self.ids)
     }
-    if end < bytes.len() {
-        return Err(TextError::Unbroken(MAX_CHUNK_BYTES));
-    }
-    Ok(end)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
-//! The vocabulary of a model file: each token's bytes, and which tokens are special.
+//! The vocabulary of a model: each token's bytes, and which tokens are special.
+
+use std::collections::HashMap;
 
 use baton_gguf::Gguf;
 use baton_kv::TokenId;
 
 use crate::{TextError, limits::MAX_TOKEN_BYTES};
 
-/// The file's token types that matter here.
+/// GGUF's token types that matter here.
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 
@@ -31,6 +33,69 @@ pub(crate) enum TokenKind {
     Control,
 }
 
+impl TokenKind {
+    /// Of a token that is met as it stands: a marker is a control token, whatever a converter called it, since content must not be able to spell it.
+    pub(crate) fn of_special(text: &str, control: bool) -> Self {
+        let marker = ["<|", "<｜"].iter().any(|open| text.starts_with(open))
+            && ["|>", "｜>"].iter().any(|close| text.ends_with(close));
+        if control || marker {
+            TokenKind::Control
+        } else {
+            TokenKind::UserDefined
+        }
+    }
+}
+
+/// How the characters of a normal token spell bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// One byte a character, by GPT-2's table.
+    ByteLevel,
+    /// Their own, after replacements; with a byte fallback, `<0x0A>` is one byte.
+    Pieces {
+        /// What is replaced by what, in order.
+        replacements: Vec<(String, String)>,
+        byte_fallback: bool,
+    },
+}
+
+impl Spelling {
+    fn bytes(&self, token: &str) -> Vec<u8> {
+        match self {
+            Spelling::ByteLevel => byte_level_bytes(token).unwrap_or_else(|| token.as_bytes().to_vec()),
+            Spelling::Pieces {
+                replacements,
+                byte_fallback,
+            } => match fallback_byte(token) {
+                Some(byte) if *byte_fallback => vec![byte],
+                _ => replacements
+                    .iter()
+                    .fold(token.to_owned(), |text, (from, to)| text.replace(from, to))
+                    .into_bytes(),
+            },
+        }
+    }
+}
+
+/// What a model calls its tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Named {
+    pub(crate) bos: Option<TokenId>,
+    pub(crate) eos: Option<TokenId>,
+    pub(crate) pad: Option<TokenId>,
+    /// More ids that end an answer.
+    pub(crate) ends: Vec<TokenId>,
+    /// A prompt begins with `bos`.
+    pub(crate) adds_bos: bool,
+}
+
+/// White space that a special token swallows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Swallows {
+    pub(crate) before: bool,
+    pub(crate) after: bool,
+}
+
 /// Tokens by id. Cheap to share, never changed.
 pub(crate) struct Vocabulary {
     /// All tokens' bytes, end to end.
@@ -38,51 +103,75 @@ pub(crate) struct Vocabulary {
     /// Where token `i` ends in `bytes`.
     ends: Vec<usize>,
     kinds: Vec<TokenKind>,
+    /// Of the few special tokens that swallow any.
+    swallows: HashMap<TokenId, Swallows>,
     longest_bytes: usize,
-    end_ids: Vec<TokenId>,
-    bos: Option<TokenId>,
-    eos: Option<TokenId>,
+    named: Named,
 }
 
 impl Vocabulary {
+    /// From all tokens, by id; those without text are never met.
+    pub(crate) fn new<'t>(
+        tokens: impl Iterator<Item = (&'t str, TokenKind)>,
+        spelling: &Spelling,
+    ) -> Result<Self, TextError> {
+        let mut vocabulary = Vocabulary {
+            bytes: Vec::new(),
+            ends: Vec::new(),
+            kinds: Vec::new(),
+            swallows: HashMap::new(),
+            longest_bytes: 1,
+            named: Named::default(),
+        };
+        for (token, kind) in tokens {
+            vocabulary.push(token, kind, spelling)?;
+        }
+        if vocabulary.len() == 0 {
+            return Err(TextError::Vocabulary("no tokens".into()));
+        }
+        Ok(vocabulary)
+    }
+
     pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, TextError> {
         let tokens = gguf.array_string("tokenizer.ggml.tokens")?;
         let types = match gguf.metadata("tokenizer.ggml.token_type") {
             Some(_) => gguf.array_u32("tokenizer.ggml.token_type")?,
             None => vec![1; tokens.len()],
         };
-        if tokens.is_empty() || types.len() != tokens.len() {
+        if types.len() != tokens.len() {
             let reason = format!("{} tokens and {} token types", tokens.len(), types.len());
             return Err(TextError::Vocabulary(reason));
         }
-        let mut vocabulary = Vocabulary {
-            bytes: Vec::new(),
-            ends: Vec::with_capacity(tokens.len()),
-            kinds: Vec::with_capacity(tokens.len()),
-            longest_bytes: 1,
-            end_ids: Vec::new(),
-            bos: special_id(gguf, "bos", tokens.len())?,
-            eos: special_id(gguf, "eos", tokens.len())?,
-        };
-        for (token, &kind) in tokens.iter().zip(&types) {
-            vocabulary.push(token, kind)?;
-        }
-        vocabulary.find_ends(gguf)?;
-        Ok(vocabulary)
-    }
-
-    fn push(&mut self, token: &str, kind: u32) -> Result<(), TextError> {
-        let start = self.bytes.len();
-        let kind = match kind {
-            // A marker is a control token, whatever a converter called it: content must not be able to spell it.
-            USER_DEFINED if token.starts_with("<|") && token.ends_with("|>") => TokenKind::Control,
-            USER_DEFINED => TokenKind::UserDefined,
+        let kind = |text: &str, number| match number {
+            USER_DEFINED => TokenKind::of_special(text, false),
             CONTROL => TokenKind::Control,
             _ => TokenKind::Normal,
         };
-        match byte_level_bytes(token) {
-            Some(bytes) if kind == TokenKind::Normal => self.bytes.extend(bytes),
-            _ => self.bytes.extend(token.as_bytes()),
+        let tokens = tokens.iter().zip(&types);
+        let vocabulary = Vocabulary::new(
+            tokens.map(|(text, &number)| (text.as_str(), kind(text, number))),
+            &Spelling::ByteLevel,
+        )?;
+        let id = |name: &str| gguf_id(gguf, name, vocabulary.len());
+        let named = Named {
+            bos: id("bos")?,
+            eos: id("eos")?,
+            pad: id("padding")?,
+            ends: [id("eot")?, id("eom")?].into_iter().flatten().collect(),
+            adds_bos: match gguf.metadata("tokenizer.ggml.add_bos_token") {
+                Some(_) => gguf.bool("tokenizer.ggml.add_bos_token")?,
+                // As llama.cpp has it.
+                None => gguf.string("tokenizer.ggml.pre").is_ok_and(|pre| pre == "llama-bpe"),
+            },
+        };
+        Ok(vocabulary.named(named))
+    }
+
+    fn push(&mut self, token: &str, kind: TokenKind, spelling: &Spelling) -> Result<(), TextError> {
+        let start = self.bytes.len();
+        match kind {
+            TokenKind::Normal => self.bytes.extend(spelling.bytes(token)),
+            TokenKind::UserDefined | TokenKind::Control => self.bytes.extend(token.as_bytes()),
         }
         let len = self.bytes.len() - start;
         if len == 0 && kind != TokenKind::Normal || len > MAX_TOKEN_BYTES {
@@ -97,20 +186,29 @@ impl Vocabulary {
         Ok(())
     }
 
-    fn find_ends(&mut self, gguf: &Gguf) -> Result<(), TextError> {
-        let mut ends: Vec<TokenId> = self.eos.into_iter().collect();
-        for name in ["eot", "eom"] {
-            ends.extend(special_id(gguf, name, self.len())?);
-        }
-        ends.extend(
+    /// The same with names; their ids are in the vocabulary.
+    pub(crate) fn named(mut self, mut named: Named) -> Self {
+        named.ends.extend(named.eos);
+        named.ends.extend(
             self.specials()
                 .filter(|&(id, text)| self.kind(id) == TokenKind::Control && END_TEXTS.contains(&text))
                 .map(|(id, _)| id),
         );
-        ends.sort_unstable();
-        ends.dedup();
-        self.end_ids = ends;
-        Ok(())
+        named.ends.sort_unstable();
+        named.ends.dedup();
+        self.named = named;
+        self
+    }
+
+    /// Says what a special token swallows.
+    pub(crate) fn set_swallows(&mut self, id: TokenId, swallows: Swallows) {
+        if swallows != Swallows::default() {
+            self.swallows.insert(id, swallows);
+        }
+    }
+
+    pub(crate) fn swallows(&self, id: TokenId) -> Swallows {
+        self.swallows.get(&id).copied().unwrap_or_default()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -153,21 +251,43 @@ impl Vocabulary {
         self.longest_bytes
     }
 
+    /// Whether no token has a byte as `first` right before one as `second`.
+    pub(crate) fn parts_between(&self, first: fn(u8) -> bool, second: fn(u8) -> bool) -> bool {
+        let ids = 0..self.len() as TokenId;
+        !ids.filter(|&id| self.kind(id) == TokenKind::Normal)
+            .flat_map(|id| self.bytes(id).unwrap_or_default().windows(2))
+            .any(|pair| first(pair[0]) && second(pair[1]))
+    }
+
+    /// The id of a special token.
+    pub(crate) fn special(&self, text: &str) -> Option<TokenId> {
+        self.specials().find(|(_, found)| *found == text).map(|(id, _)| id)
+    }
+
     /// Ids that end an answer, ascending.
     pub(crate) fn end_ids(&self) -> &[TokenId] {
-        &self.end_ids
+        &self.named.ends
     }
 
     pub(crate) fn bos(&self) -> Option<TokenId> {
-        self.bos
+        self.named.bos
     }
 
     pub(crate) fn eos(&self) -> Option<TokenId> {
-        self.eos
+        self.named.eos
+    }
+
+    pub(crate) fn pad(&self) -> Option<TokenId> {
+        self.named.pad
+    }
+
+    /// What a prompt begins with, if anything.
+    pub(crate) fn prompt_bos(&self) -> Option<TokenId> {
+        self.named.bos.filter(|_| self.named.adds_bos)
     }
 }
 
-fn special_id(gguf: &Gguf, name: &str, vocabulary: usize) -> Result<Option<TokenId>, TextError> {
+fn gguf_id(gguf: &Gguf, name: &str, vocabulary: usize) -> Result<Option<TokenId>, TextError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     if gguf.metadata(&key).is_none() {
         return Ok(None);
@@ -184,6 +304,13 @@ fn special_id(gguf: &Gguf, name: &str, vocabulary: usize) -> Result<Option<Token
 /// The bytes that a byte-level token's characters stand for (GPT-2's table); `None` if a character stands for none.
 fn byte_level_bytes(token: &str) -> Option<Vec<u8>> {
     token.chars().map(byte_of).collect()
+}
+
+/// The byte that `<0x0A>` stands for.
+fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    u8::from_str_radix(digits, 16).ok().filter(|_| hex)
 }
 
 /// Printable bytes stand for themselves; the 68 others, in order, for U+0100 and up.

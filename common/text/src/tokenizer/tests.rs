@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::{Detokenizer, ModelText};
+use crate::{
+    Detokenizer, ModelText,
+    limits::{CHUNK_BYTES, MAX_CHUNK_BYTES},
+};
 
 pub(crate) static MODEL: LazyLock<ModelText> = LazyLock::new(|| {
     let path = std::env::var_os("BATON_MODEL").map_or_else(
@@ -188,16 +191,16 @@ fn chunks_do_not_change_ids() {
         .collect::<String>()
         .repeat(3);
     assert!(all.len() > 4 * CHUNK_BYTES);
-    let whole = MODEL.tokenizer.bpe.encode_fast(all.as_str(), false).unwrap();
-    assert_eq!(MODEL.tokenizer.encode(&all, false).unwrap(), whole.get_ids());
-    assert!(chunk_len(&all).unwrap() < all.len());
+    let whole = MODEL.tokenizer.pipeline.encode(&all, Place::Start).unwrap();
+    assert_eq!(MODEL.tokenizer.encode(&all, false).unwrap(), whole);
+    assert!(MODEL.tokenizer.pipeline.chunk_len(&all).unwrap() < all.len());
 
     // Text without spaces is cut at the ends of its lines.
     let lines = "每一步都算数。\n好！\n\n'tis\n12\n".repeat(2_000);
     assert!(lines.len() > 4 * CHUNK_BYTES);
-    let whole = MODEL.tokenizer.bpe.encode_fast(lines.as_str(), false).unwrap();
-    assert_eq!(MODEL.tokenizer.encode(&lines, false).unwrap(), whole.get_ids());
-    assert!(chunk_len(&lines).unwrap() < 2 * CHUNK_BYTES);
+    let whole = MODEL.tokenizer.pipeline.encode(&lines, Place::Start).unwrap();
+    assert_eq!(MODEL.tokenizer.encode(&lines, false).unwrap(), whole);
+    assert!(MODEL.tokenizer.pipeline.chunk_len(&lines).unwrap() < 2 * CHUNK_BYTES);
 }
 
 #[test]
@@ -211,7 +214,7 @@ fn text_that_cannot_be_cut_is_refused() {
 fn each_family_may_be_cut_at_the_end_of_a_line() {
     for pre in ["smollm", "gpt-2", "llama-bpe", "qwen2"] {
         let tokenizer = small(small_model(pre)).unwrap();
-        let ids = |text: &str| tokenizer.bpe.encode_fast(text, false).unwrap().get_ids().to_vec();
+        let ids = |text: &str| tokenizer.pipeline.encode(text, Place::Start).unwrap();
         for before in ["a", "1", "!", "é", "a b", "'s", "\n\nc"] {
             for after in ["b", "2", "?", "é", "'s", "b\n\n", "\u{301}x"] {
                 let (head, whole) = (format!("{before}\n"), format!("{before}\n{after}"));
@@ -261,6 +264,20 @@ fn kinds_of_special_tokens() {
         assert_eq!(tokenizer.decode(&plain).unwrap(), "ab<|a|><|b|><tag>");
         assert_eq!(tokenizer.end_ids(), [260]);
     }
+}
+
+#[test]
+fn prompts_begin_as_the_file_says() {
+    let check = |writer: GgufWriter, expected: &[TokenId]| {
+        assert_eq!(small(writer).unwrap().encode_prompt("ab", 10).unwrap(), expected);
+    };
+    let adds = |adds: bool| small_model("gpt-2").value("tokenizer.ggml.add_bos_token", Value::Bool(adds));
+    check(adds(true), &[257, 256]);
+    check(adds(false), &[256]);
+    check(small_model("gpt-2"), &[256]);
+    check(small_model("llama-bpe"), &[257, 256]);
+    let spelled = small(adds(true)).unwrap().encode_prompt("<|a|>ab", 10).unwrap();
+    assert_eq!(spelled, [257, 256]);
 }
 
 #[test]
