@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use baton_kv::Attempt;
+use baton_kv::{Attempt, TokenId};
 use baton_node::status;
 use baton_proto::node::v1::{self as pb, decode_event::Event, decode_request};
 use baton_scheduler::FinishReason;
-use baton_transfer::Ticket;
+use baton_transfer::{Ticket, alternatives_to_proto};
 use baton_worker::{Events, SequenceStream, SequenceTimings, Update, Worker};
 use tonic::{Status, Streaming};
 
@@ -86,13 +86,18 @@ async fn tell(update: Update, attempt: Attempt, stream: &mut SequenceStream, eve
                 kv_blocks: kv_blocks as u32,
                 verify_ms: ms(verify),
             }),
-            Update::Token { index, token, logprob } => {
+            Update::Token {
+                index,
+                token,
+                logprob,
+                alternatives,
+            } => {
                 let mut tokens = pb::Tokens {
                     attempt: attempt.0,
                     index,
-                    ids: vec![token],
-                    logprobs: vec![logprob],
+                    ..pb::Tokens::default()
                 };
+                add(&mut tokens, token, logprob, &alternatives);
                 next = add_waiting(&mut tokens, stream);
                 Event::Tokens(tokens)
             }
@@ -112,12 +117,25 @@ async fn tell(update: Update, attempt: Attempt, stream: &mut SequenceStream, eve
 fn add_waiting(tokens: &mut pb::Tokens, stream: &mut SequenceStream) -> Option<Update> {
     loop {
         match stream.try_next()? {
-            Update::Token { token, logprob, .. } => {
-                tokens.ids.push(token);
-                tokens.logprobs.push(logprob);
-            }
+            Update::Token {
+                token,
+                logprob,
+                alternatives,
+                ..
+            } => add(tokens, token, logprob, &alternatives),
             other => return Some(other),
         }
+    }
+}
+
+fn add(tokens: &mut pb::Tokens, token: TokenId, logprob: f32, alternatives: &[(TokenId, f32)]) {
+    tokens.ids.push(token);
+    tokens.logprobs.push(logprob);
+    // Where some were asked for, every token has at least one.
+    if !alternatives.is_empty() {
+        tokens.alternatives.push(pb::Alternatives {
+            tokens: alternatives_to_proto(alternatives),
+        });
     }
 }
 

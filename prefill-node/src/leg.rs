@@ -6,7 +6,7 @@ use baton_kv::TokenId;
 use baton_node::{clock, limits, telemetry};
 use baton_proto::node::v1::{self as pb, prefill_event::Event};
 use baton_transfer::{
-    Ticket,
+    FirstToken, Ticket, alternatives_to_proto,
     grpc::{PushError, PushFeed, PushJob, PushReport, Pusher, push_feed},
 };
 use baton_worker::{Events, SequenceStream, SequenceTimings, Update, Work, Worker};
@@ -26,8 +26,7 @@ pub(crate) struct Leg {
 
 /// What the prompt came to.
 struct Computed {
-    token: TokenId,
-    logprob: f32,
+    first: FirstToken,
     timings: SequenceTimings,
 }
 
@@ -63,7 +62,7 @@ impl Leg {
                 Ok(_) => baton_node::status::internal("a push ended before its first token"),
             }),
         };
-        if let Some(ended) = end_reason(&work, computed.token) {
+        if let Some(ended) = end_reason(&work, computed.first.token) {
             drop(stream);
             events.send(event(Event::Done(done(&computed, ended, None)))).await;
             // Nothing is handed over: the router closes both legs. A push that closed before would look like a lost peer to the decode node.
@@ -74,7 +73,7 @@ impl Leg {
             }
             return Ok(());
         }
-        feed.first_token(computed.token, computed.logprob);
+        feed.first_token(computed.first.clone());
         let report = push.await.map_err(|error| push_failed(&worker, &error))?;
         // Its blocks are not needed any more, however long the router takes to hear of it.
         drop(stream);
@@ -121,14 +120,21 @@ async fn compute(
                     computed_tokens: computed_tokens as u32,
                 })));
             }
-            Update::Token { token, logprob, .. } => first = Some((token, logprob)),
-            Update::Finished { timings, .. } => {
-                let (token, logprob) = first.ok_or_else(|| baton_node::status::internal("a prefill drew no token"))?;
-                return Ok(Computed {
+            Update::Token {
+                token,
+                logprob,
+                alternatives,
+                ..
+            } => {
+                first = Some(FirstToken {
                     token,
                     logprob,
-                    timings,
+                    alternatives,
                 });
+            }
+            Update::Finished { timings, .. } => {
+                let first = first.ok_or_else(|| baton_node::status::internal("a prefill drew no token"))?;
+                return Ok(Computed { first, timings });
             }
             // Of handed sequences only.
             Update::Verified { .. } => {}
@@ -149,14 +155,15 @@ fn end_reason(work: &Work, token: TokenId) -> Option<pb::EndReason> {
 
 fn done(computed: &Computed, ended: pb::EndReason, report: Option<&PushReport>) -> pb::PrefillDone {
     pb::PrefillDone {
-        first_token: computed.token,
-        logprob: computed.logprob,
+        first_token: computed.first.token,
+        logprob: computed.first.logprob,
         ended: ended.into(),
         prefill_ms: ms(computed.timings.prefill),
         transfer_ms: report.map_or(0.0, |report| report.transfer_ms),
         kv_bytes: report.map_or(0, |report| report.kv_bytes),
         kv_blocks: report.map_or(0, |report| report.kv_blocks as u32),
         bytes_per_s: report.map_or(0.0, |report| report.bytes_per_s),
+        alternatives: alternatives_to_proto(&computed.first.alternatives),
     }
 }
 

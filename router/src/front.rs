@@ -29,7 +29,8 @@ use crate::{
     life::{Driver, Job},
     limits,
     metrics::RouterMetrics,
-    request::{AnswerEvent, AnswerStream, GenerateRequest, Input, Model, SamplingRequest, Started},
+    request::{AnswerEvent, AnswerStream, GenerateRequest, Input, Model, Started},
+    sampling,
     text::Text,
     trace::new_span,
 };
@@ -162,8 +163,7 @@ impl Front {
                 prompt,
                 max_new_tokens,
                 stop_ids,
-                request.sampling,
-                seed,
+                sampling::to_proto(request.sampling, seed, request.top_logprobs),
                 root,
             ),
             logprobs: request.logprobs,
@@ -299,21 +299,17 @@ struct Checked {
 
 impl Checked {
     fn new(request: &GenerateRequest, text: &Text) -> Result<Self, GenerateError> {
-        let SamplingRequest {
-            temperature,
-            top_p,
-            min_p,
-            ..
-        } = request.sampling;
-        in_range(Field::Temperature, temperature, "must be between 0 and 2", |t| {
-            (0.0..=2.0).contains(&t)
-        })?;
-        in_range(Field::TopP, top_p, "must be over 0 and at most 1", |p| {
-            p > 0.0 && p <= 1.0
-        })?;
-        in_range(Field::MinP, min_p, "must be between 0 and 1", |p| {
-            (0.0..=1.0).contains(&p)
-        })?;
+        sampling::check(&request.sampling, text)?;
+        if request.top_logprobs > limits::TOP_LOGPROBS {
+            let (asked, limit) = (request.top_logprobs, limits::TOP_LOGPROBS);
+            return Err(invalid(
+                Field::TopLogprobs,
+                format!("must be between 0 and {limit}, not {asked}"),
+            ));
+        }
+        if request.top_logprobs > 0 && !request.logprobs {
+            return Err(invalid(Field::TopLogprobs, "needs logprobs".to_owned()));
+        }
         if request.max_tokens == Some(0) {
             return Err(invalid(Field::MaxTokens, "must be at least 1".to_owned()));
         }
@@ -350,13 +346,6 @@ impl Checked {
     }
 }
 
-fn in_range(field: Field, value: Option<f32>, rule: &str, holds: fn(f32) -> bool) -> Result<(), GenerateError> {
-    match value {
-        Some(value) if !holds(value) => Err(invalid(field, format!("{rule}, not {value}"))),
-        _ => Ok(()),
-    }
-}
-
 fn invalid(field: Field, problem: String) -> GenerateError {
     GenerateError::InvalidField { field, problem }
 }
@@ -373,8 +362,7 @@ fn work(
     prompt: Vec<TokenId>,
     max_new_tokens: u32,
     stop_ids: Vec<TokenId>,
-    sampling: SamplingRequest,
-    seed: u64,
+    sampling: pb::Sampling,
     root: BlockName,
 ) -> pb::Work {
     pb::Work {
@@ -384,14 +372,7 @@ fn work(
         output: Vec::new(),
         max_new_tokens,
         stop_ids,
-        sampling: Some(pb::Sampling {
-            temperature: sampling.temperature.unwrap_or(0.0),
-            top_k: sampling.top_k.unwrap_or(0),
-            top_p: sampling.top_p.unwrap_or(1.0),
-            min_p: sampling.min_p.unwrap_or(0.0),
-            seed,
-            choice: 0,
-        }),
+        sampling: Some(sampling),
         root: root.0.to_vec(),
         kv_identity: shape.identity.0.to_vec(),
         deadline_ms: 0,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use axum::http::HeaderMap;
+use baton_kv::TokenId;
 use baton_node::status::{self, invalid_field};
 use baton_proto::v1::{self as pb, generate_event, generate_request, generation_server::Generation, tokenize_request};
 use futures_util::{Stream, StreamExt};
@@ -133,24 +134,10 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Sta
     let sampling = request.sampling.unwrap_or_default();
     let stopping = request.stopping.unwrap_or_default();
     let output = request.output.unwrap_or_default();
-    not_built(
-        "sampling.repetition_penalty",
-        sampling.repetition_penalty.is_some_and(|penalty| penalty != 1.0),
-    )?;
-    not_built(
-        "sampling.presence_penalty",
-        sampling.presence_penalty.is_some_and(|penalty| penalty != 0.0),
-    )?;
-    not_built(
-        "sampling.frequency_penalty",
-        sampling.frequency_penalty.is_some_and(|penalty| penalty != 0.0),
-    )?;
-    not_built("sampling.logit_bias", !sampling.logit_bias.is_empty())?;
     if sampling.n == Some(0) {
         return Err(invalid_field("sampling.n", "must be at least 1"));
     }
     not_built("sampling.n", sampling.n.is_some_and(|n| n > 1))?;
-    not_built("output.top_logprobs", output.top_logprobs.is_some_and(|top| top > 0))?;
     let input = match request.input {
         Some(generate_request::Input::Text(text)) => Input::Text(text),
         Some(generate_request::Input::Chat(chat)) => chat_input(chat),
@@ -166,12 +153,17 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Sta
             top_p: sampling.top_p,
             min_p: sampling.min_p,
             seed: sampling.seed,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            logit_bias: sampling.logit_bias.into_iter().collect(),
         },
         max_tokens: stopping.max_tokens,
         stop: stopping.stop,
         stop_token_ids: stopping.stop_token_ids,
         ignore_eos: stopping.ignore_eos.unwrap_or(false),
         logprobs: output.logprobs.unwrap_or(false),
+        top_logprobs: output.top_logprobs.unwrap_or(0),
         tenant: Tenant::default(),
         timeout: None,
         span: tracing::Span::none(),
@@ -237,6 +229,11 @@ impl Spelling {
             Field::TopP => "sampling.top_p",
             Field::MinP => "sampling.min_p",
             Field::Seed => "sampling.seed",
+            Field::RepetitionPenalty => "sampling.repetition_penalty",
+            Field::PresencePenalty => "sampling.presence_penalty",
+            Field::FrequencyPenalty => "sampling.frequency_penalty",
+            Field::LogitBias => "sampling.logit_bias",
+            Field::TopLogprobs => "output.top_logprobs",
             Field::MaxTokens => "stopping.max_tokens",
             Field::Stop => "stopping.stop",
             Field::StopTokenIds => "stopping.stop_token_ids",
@@ -286,12 +283,20 @@ fn event_to_proto(sequence: u64, event: AnswerEvent) -> pb::GenerateEvent {
             ids: delta.ids,
             text: delta.text,
             logprobs: delta.logprobs,
+            top_logprobs: delta.top_logprobs.into_iter().map(top_logprobs).collect(),
         }),
         AnswerEvent::Finished(finished) => generate_event::Event::Finished(finished_to_proto(*finished)),
     };
     pb::GenerateEvent {
         sequence,
         event: Some(event),
+    }
+}
+
+fn top_logprobs(alternatives: Vec<(TokenId, f32)>) -> pb::TopLogprobs {
+    let token = |(id, logprob)| pb::TokenLogprob { id, logprob };
+    pb::TopLogprobs {
+        tokens: alternatives.into_iter().map(token).collect(),
     }
 }
 

@@ -20,6 +20,7 @@ mod nodes;
 mod openai;
 mod registry;
 mod request;
+mod sampling;
 mod server;
 mod text;
 mod trace;

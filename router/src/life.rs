@@ -17,7 +17,7 @@ use crate::{
     core::{
         admission::{Event as AdmissionEvent, Leg},
         member::MemberId,
-        request::{Action, EndReason, Event, LegError, Life},
+        request::{Action, EndReason, Event, LegError, Life, Token},
     },
     error::GenerateError,
     metrics::RouterMetrics,
@@ -43,6 +43,16 @@ pub(crate) struct Job {
     pub(crate) router: String,
     pub(crate) client_gone: CancellationToken,
     pub(crate) router_stops: CancellationToken,
+}
+
+impl Job {
+    /// Whether alternatives were asked for.
+    fn alternatives(&self) -> bool {
+        self.work
+            .sampling
+            .as_ref()
+            .is_some_and(|sampling| sampling.top_logprobs > 0)
+    }
 }
 
 struct DecodeLeg {
@@ -199,7 +209,7 @@ impl Driver {
                     by,
                 })
             }
-            Action::Deliver { index, ids, logprobs } => self.deliver(index, ids, logprobs).await,
+            Action::Deliver { index, tokens } => self.deliver(index, tokens).await,
             Action::End(outcome) => {
                 self.end(outcome).await;
                 None
@@ -261,16 +271,20 @@ impl Driver {
     }
 
     /// Passes tokens on as text; says so if they complete a stop string.
-    async fn deliver(&mut self, index: u32, ids: Vec<TokenId>, logprobs: Vec<f32>) -> Option<Event> {
+    async fn deliver(&mut self, index: u32, tokens: Vec<Token>) -> Option<Event> {
         let mut delta = Delta {
             index,
             ..Delta::default()
         };
-        for (id, logprob) in ids.into_iter().zip(logprobs) {
+        for token in tokens {
+            let id = token.id;
             delta.ids.push(id);
             self.last_id = Some(id);
             if self.job.logprobs {
-                delta.logprobs.push(logprob);
+                delta.logprobs.push(token.logprob);
+            }
+            if self.job.alternatives() {
+                delta.top_logprobs.push(token.alternatives);
             }
             // The token that ends the answer is no part of its text.
             if self.job.work.stop_ids.contains(&id) {

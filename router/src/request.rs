@@ -32,6 +32,8 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// Fill [`Delta::logprobs`].
     pub logprobs: bool,
+    /// Alternatives of each token in [`Delta::top_logprobs`], 0 to 20; over 0 only with `logprobs`.
+    pub top_logprobs: u32,
     /// Who asks, as authenticated: never what the client claims.
     pub tenant: Tenant,
     /// Time until the answer must be complete; `None` means the router's default. Capped at the router's maximum.
@@ -52,6 +54,7 @@ impl GenerateRequest {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             logprobs: false,
+            top_logprobs: 0,
             tenant: Tenant::default(),
             timeout: None,
             span: tracing::Span::none(),
@@ -80,7 +83,7 @@ pub struct ChatMessage {
 }
 
 /// Sampling as asked for; what is absent takes the default named here.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct SamplingRequest {
     /// 0 (greedy, the default) to 2. (The OpenAI edge passes 1 where its client says nothing.)
     pub temperature: Option<f32>,
@@ -92,6 +95,14 @@ pub struct SamplingRequest {
     pub min_p: Option<f32>,
     /// Drawn when absent, and reported in [`Started::seed`].
     pub seed: Option<u64>,
+    /// Over 0; 1 is the default.
+    pub repetition_penalty: Option<f32>,
+    /// -2 to 2; 0 is the default.
+    pub presence_penalty: Option<f32>,
+    /// -2 to 2; 0 is the default.
+    pub frequency_penalty: Option<f32>,
+    /// Added to the logits of these tokens, -100 to 100; each id once.
+    pub logit_bias: Vec<(TokenId, f32)>,
 }
 
 /// Who asks. Until authentication is built there is one: "default".
@@ -139,6 +150,8 @@ pub struct Delta {
     pub text: String,
     /// One per id, natural logarithm; empty unless asked for.
     pub logprobs: Vec<f32>,
+    /// One list per id: the most probable tokens and their log-probabilities, best first; empty unless asked for.
+    pub top_logprobs: Vec<Vec<(TokenId, f32)>>,
 }
 
 /// How the answer ended.

@@ -120,16 +120,6 @@ async fn over_grpc() {
         ("n 2", sampling(|sampling| sampling.n = Some(2)), Code::Unimplemented),
         ("n 0", sampling(|sampling| sampling.n = Some(0)), Code::InvalidArgument),
         (
-            "presence penalty",
-            sampling(|sampling| sampling.presence_penalty = Some(0.5)),
-            Code::Unimplemented,
-        ),
-        (
-            "logit bias",
-            sampling(|sampling| sampling.logit_bias.extend([(5, 1.0)])),
-            Code::Unimplemented,
-        ),
-        (
             "max_tokens 0",
             stopping(|stopping| stopping.max_tokens = Some(0)),
             Code::InvalidArgument,
@@ -155,14 +145,54 @@ async fn over_grpc() {
             Code::InvalidArgument,
         ),
         (
-            "alternatives",
+            "21 alternatives",
             with(|request| {
                 request.output = Some(Output {
                     logprobs: Some(true),
+                    top_logprobs: Some(21),
+                })
+            }),
+            Code::InvalidArgument,
+        ),
+        (
+            "alternatives without log-probabilities",
+            with(|request| {
+                request.output = Some(Output {
+                    logprobs: None,
                     top_logprobs: Some(5),
                 })
             }),
-            Code::Unimplemented,
+            Code::InvalidArgument,
+        ),
+        (
+            "a repetition penalty of 0",
+            sampling(|sampling| sampling.repetition_penalty = Some(0.0)),
+            Code::InvalidArgument,
+        ),
+        (
+            "a presence penalty that is no number",
+            sampling(|sampling| sampling.presence_penalty = Some(f32::NAN)),
+            Code::InvalidArgument,
+        ),
+        (
+            "a frequency penalty of 2.5",
+            sampling(|sampling| sampling.frequency_penalty = Some(2.5)),
+            Code::InvalidArgument,
+        ),
+        (
+            "a bias of 101",
+            sampling(|sampling| sampling.logit_bias = [(1, 101.0)].into()),
+            Code::InvalidArgument,
+        ),
+        (
+            "a bias of a token beyond the vocabulary",
+            sampling(|sampling| sampling.logit_bias = [(50_000, 1.0)].into()),
+            Code::InvalidArgument,
+        ),
+        (
+            "1025 biases",
+            sampling(|sampling| sampling.logit_bias = (0..1_025).map(|id| (id, 1.0)).collect()),
+            Code::InvalidArgument,
         ),
     ];
     for (what, request, code) in cases {

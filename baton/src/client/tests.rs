@@ -10,6 +10,7 @@ fn delta(sequence: u64, index: u32, ids: &[u32], text: &str) -> GenerateEvent {
         ids: ids.to_vec(),
         text: text.into(),
         logprobs: Vec::new(),
+        top_logprobs: Vec::new(),
     };
     GenerateEvent {
         sequence,

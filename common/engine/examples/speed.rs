@@ -73,10 +73,7 @@ fn time(
                 rows: row..plan.tokens.len(),
                 context: context + step * rows,
                 table: table..plan.tables.len(),
-                sample: Some(Sample {
-                    params: SamplingParams::greedy(),
-                    index: step as u32,
-                }),
+                sample: Some(Sample::new(SamplingParams::greedy(), step as u32)),
             });
         }
         let start = Instant::now();

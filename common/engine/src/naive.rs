@@ -16,7 +16,7 @@ use crate::{
     checkpoint::Checkpoint,
     cpu::math::{LANES, exp, from_bf16, power, sin_cos, to_bf16, tree_sum},
     open::OpenError,
-    sampler::{SampleError, SamplerScratch, draw},
+    sampler::{Drawn, SampleError, SamplerScratch, draw},
 };
 
 use matrix::Matrix;
@@ -67,14 +67,15 @@ impl NaiveModel {
         })
     }
 
-    /// The token that follows `tokens` (at least one), and its log-probability.
+    /// The token that follows `tokens` (at least one; the last `sample.index` are the output).
     pub fn next(
         &self,
         tokens: &[TokenId],
         sample: &Sample,
         scratch: &mut SamplerScratch,
-    ) -> Result<(TokenId, f32), SampleError> {
-        draw(&self.logits(tokens), sample, scratch)
+    ) -> Result<Drawn, SampleError> {
+        let history = sample.params.history(tokens, tokens.len() - sample.index as usize);
+        draw(&self.logits(tokens), sample, history, scratch)
     }
 
     /// The logits after `tokens`, one per token of the vocabulary.

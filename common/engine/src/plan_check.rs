@@ -1,6 +1,6 @@
 //! What a step plan must keep to, whatever engine runs it. Checked before anything is computed, so that a defective plan cannot harm the engine.
 
-use baton_scheduler::{Span, StepPlan};
+use baton_scheduler::{Sample, Span, StepPlan, TOP_LOGPROBS_MAX};
 
 use crate::StepError;
 
@@ -79,6 +79,12 @@ impl PlanLimits {
         if let Some(token) = plan.tokens.iter().find(|&&token| token as usize >= self.vocabulary) {
             return refuse(format!("token {token} of a vocabulary of {}", self.vocabulary));
         }
+        if let Some(token) = plan.history.iter().find(|&&token| token as usize >= self.vocabulary) {
+            return refuse(format!(
+                "token {token} in a history, of a vocabulary of {}",
+                self.vocabulary
+            ));
+        }
         if let Some(block) = plan.tables.iter().find(|block| block.0 as usize >= self.blocks) {
             return refuse(format!("block {} of {}", block.0, self.blocks));
         }
@@ -112,6 +118,39 @@ impl PlanLimits {
         let blocks = span.end().div_ceil(self.block_tokens);
         if span.table.start > span.table.end || span.table.end > plan.tables.len() || span.table.len() < blocks {
             return refuse(format!("table {:?} where {blocks} blocks are needed", span.table));
+        }
+        match &span.sample {
+            Some(sample) => self
+                .check_sample(plan, sample)
+                .or_else(|what| refuse(format!("its sample's {what}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_sample(&self, plan: &StepPlan, sample: &Sample) -> Result<(), String> {
+        let (history, params) = (&sample.history, &sample.params);
+        if history.start > history.end || history.end > plan.history.len() {
+            return Err(format!("history {history:?} of {}", plan.history.len()));
+        }
+        if params.penalises() && history.len() < sample.index as usize {
+            return Err(format!(
+                "history has {} of {} output tokens",
+                history.len(),
+                sample.index
+            ));
+        }
+        if let Some((token, _)) = params
+            .logit_bias
+            .iter()
+            .find(|(token, _)| *token as usize >= self.vocabulary)
+        {
+            return Err(format!("bias of token {token}, of a vocabulary of {}", self.vocabulary));
+        }
+        if params.top_logprobs as usize > TOP_LOGPROBS_MAX {
+            return Err(format!(
+                "{} alternatives where {TOP_LOGPROBS_MAX} fit",
+                params.top_logprobs
+            ));
         }
         Ok(())
     }

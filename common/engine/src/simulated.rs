@@ -1,8 +1,8 @@
 //! An engine that takes as long as a cost model says, for capacity planning and for tests of everything around an engine.
 //!
 //! Its KV is real: a row's KV bytes are a keyed mix of the KV bytes of the position before it, as read back from the pool, and its token; and
-//! the next token is a hash over the KV bytes of *all* positions, as read back. So a corrupted, misplaced, stale or foreign byte changes the answer.
-//! What it answers depends on nothing but the key, the layout, the tokens, and (with a temperature) the seed, choice and index.
+//! logits are a hash over the KV bytes of *all* positions, as read back. So a corrupted, misplaced, stale or foreign byte changes the answer.
+//! What it answers depends on nothing but the key, the layout, the tokens, and how they are drawn: by the sampler of the real engines.
 
 mod memory;
 mod mix;
@@ -12,12 +12,13 @@ mod tests;
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
-use baton_kv::{BlockId, IdentityBuilder, KvDtype, KvIdentity, KvLayout, KvMemory, TokenId};
+use baton_kv::{BlockId, IdentityBuilder, KvDtype, KvIdentity, KvLayout, KvMemory};
 use baton_scheduler::{Sample, Sampled, Span, StepOutput, StepPlan};
 
 use crate::{
     Engine, ModelSpec, StepError,
     plan_check::{PlanCheck, PlanLimits},
+    sampler::{SamplerScratch, draw},
 };
 
 pub use memory::BlockMemory;
@@ -78,7 +79,7 @@ impl Default for CostModel {
 pub struct SimulatedConfig {
     /// Name as clients use it.
     pub name: String,
-    /// Tokens in the vocabulary; every one is equally likely.
+    /// Tokens in the vocabulary. Few are likely at each place, and which ones are is a hash.
     pub vocabulary: usize,
     /// Longest context, tokens.
     pub context_length: usize,
@@ -130,7 +131,12 @@ pub struct SimulatedEngine {
     memory: Arc<BlockMemory>,
     check: PlanCheck,
     scratch: Vec<u8>,
+    logits: Vec<f32>,
+    sampler: SamplerScratch,
 }
+
+/// Tokens that are likely at a place.
+const LIKELY: usize = 64;
 
 impl SimulatedEngine {
     /// With a pool of `blocks` blocks of `block_tokens` tokens, and steps of at most `max_rows` rows and `max_sequences` sequences.
@@ -144,7 +150,7 @@ impl SimulatedEngine {
         let layout = config.layout(block_tokens);
         let number = |value: usize| (value as u64).to_le_bytes();
         let identity = IdentityBuilder::new()
-            .field("engine", b"simulated-v1")
+            .field("engine", b"simulated-v2")
             .field("key", &config.key.to_le_bytes())
             .field("vocabulary", &number(config.vocabulary))
             .field("layers", &number(layout.layers))
@@ -174,6 +180,8 @@ impl SimulatedEngine {
             check,
             config,
             scratch: Vec::new(),
+            logits: Vec::new(),
+            sampler: SamplerScratch::default(),
         }
     }
 
@@ -205,26 +213,20 @@ impl SimulatedEngine {
     }
 
     /// The token after all of a span's positions.
-    fn next_token(&mut self, plan: &StepPlan, span: &Span, sample: &Sample) -> Sampled {
+    fn next_token(&mut self, plan: &StepPlan, span: &Span, sample: &Sample) -> Result<Sampled, StepError> {
         let mut mix = Mix::new(self.config.key);
         for position in 0..span.end() {
             mix = self.read_position(plan.table(span), position, mix);
         }
-        let params = &sample.params;
-        if params.temperature > 0.0 {
-            mix = mix
-                .and(params.seed)
-                .and(u64::from(params.choice))
-                .and(u64::from(sample.index));
+        self.logits.clear();
+        self.logits.resize(self.config.vocabulary, 0.0);
+        for word in mix.stream().take(LIKELY) {
+            let logit = &mut self.logits[(word % self.config.vocabulary as u64) as usize];
+            // In [8, 16), in steps of 2^-20.
+            *logit = logit.max(8.0 + (word >> 41) as f32 / (1u32 << 20) as f32);
         }
-        let token = mix.value() % self.config.vocabulary as u64;
-        // Somewhere in (−4, 0].
-        let logprob = -((mix.and(1).value() >> 40) as f32) / (1u32 << 22) as f32;
-        Sampled {
-            sequence: span.sequence,
-            token: token as TokenId,
-            logprob,
-        }
+        let drawn = draw(&self.logits, sample, plan.history(sample), &mut self.sampler);
+        Ok(drawn.map_err(|_| StepError::NotFinite)?.of(span.sequence))
     }
 }
 
@@ -250,7 +252,7 @@ impl Engine for SimulatedEngine {
         }
         for span in &plan.spans {
             if let Some(sample) = &span.sample {
-                output.sampled.push(self.next_token(plan, span, sample));
+                output.sampled.push(self.next_token(plan, span, sample)?);
             }
         }
         let wanted = Duration::from_nanos((self.config.cost.step_us(plan) * 1_000.0) as u64);

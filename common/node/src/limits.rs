@@ -26,6 +26,18 @@ pub const STOP_STRING_CHARS: usize = 256;
 /// Stop token ids of one request: compared with every drawn token.
 pub const STOP_TOKEN_IDS: usize = 64;
 
+/// Logit biases of one request: each is applied before every token. OpenAI's own bound.
+pub const LOGIT_BIASES: usize = 1_024;
+
+/// One bias lies between minus this and this: more than any two logits differ by.
+pub const LOGIT_BIAS_MAX: f32 = 100.0;
+
+/// Presence and frequency penalties lie between minus this and this, as with OpenAI.
+pub const PENALTY_MAX: f32 = 2.0;
+
+/// Alternatives of each token that a client may ask for, as with OpenAI: each is ranked, sent and written out.
+pub const TOP_LOGPROBS: u32 = 20;
+
 /// Bytes of a client's name for a model, a node id and other identifiers that end up in logs and metrics.
 pub const IDENTIFIER_BYTES: usize = 256;
 

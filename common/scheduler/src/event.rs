@@ -48,6 +48,8 @@ pub enum SequenceEvent {
         token: TokenId,
         /// Its log-probability.
         logprob: f32,
+        /// As [`Sampled::alternatives`](crate::Sampled::alternatives).
+        alternatives: Vec<(TokenId, f32)>,
     },
     /// It ended. A [`Role::Prefill`](crate::Role::Prefill) sequence ends after its first token (reason `Length` unless that was a stop token) and its blocks stay
     /// held until `release`. In the other role, and when cancelled in either, its blocks are given back already.

@@ -8,10 +8,12 @@
 
 mod event;
 mod plan;
+mod sampling;
 mod scheduler;
 mod sequence;
 
 pub use event::{FinishReason, SequenceEvent};
-pub use plan::{Sample, Sampled, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
+pub use plan::{SequenceId, Span, StepOutput, StepPlan};
+pub use sampling::{Alternatives, Sample, Sampled, SamplingParams, TOP_LOGPROBS_MAX};
 pub use scheduler::{Scheduler, SchedulerConfig, SchedulerLoad};
 pub use sequence::{NewSequence, Role, Start, SubmitError};

@@ -1,6 +1,6 @@
 //! The scheduler's table and what comes in from outside; [`planning`] makes steps, [`completion`] takes their results in.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use baton_kv::{BlockId, BlockName, Pool, TokenId, name_blocks};
 
@@ -53,7 +53,7 @@ struct Sequence {
     prompt_len: usize,
     max_new_tokens: usize,
     stop_ids: Vec<TokenId>,
-    sampling: SamplingParams,
+    sampling: Arc<SamplingParams>,
     /// Each block held once; room for at least `context` tokens. Empty while it waits.
     table: Vec<BlockId>,
     /// Tokens whose KV is in the pool.
@@ -301,7 +301,7 @@ impl Scheduler {
             prompt_len,
             max_new_tokens: new.max_new_tokens,
             stop_ids: new.stop_ids,
-            sampling: new.sampling,
+            sampling: Arc::new(new.sampling),
             started: context > 0,
             table,
             context,

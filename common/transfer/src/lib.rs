@@ -42,4 +42,6 @@ pub use receiver::{
 pub use reject::Reject;
 pub use sender::{BlockToSend, PushFailure, Sender, SenderAction, SenderConfig, SenderState, layer_runs};
 pub use ticket::{Claims, Ticket};
-pub use wire::{FinalClaims, ManifestEntry, WireError, layout_from_proto, layout_to_proto};
+pub use wire::{
+    FinalClaims, FirstToken, ManifestEntry, WireError, alternatives_to_proto, layout_from_proto, layout_to_proto,
+};

@@ -19,6 +19,9 @@ pub const MAX_HANDOFFS: usize = 1_024;
 /// Push streams on one decode node that may be open at once, unauthenticated ones included.
 pub const MAX_STREAMS: usize = 2_048;
 
+/// Alternatives beside a first token: no request may ask for more.
+pub const ALTERNATIVES: usize = 20;
+
 /// Payload of one data frame at most: 4 MiB messages measured best over gRPC. A block below it travels whole; a larger one as few runs of
 /// layers, nearly equal in size, so that no frame is small.
 pub const PIECE_BYTES: usize = 4 << 20;

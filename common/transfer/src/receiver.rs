@@ -278,8 +278,9 @@ impl Receiver {
         } = self.config;
         let (handoff, row) = self.filling(stream, now)?;
         row.check_manifest(claims, &layout)?;
-        // It would be an engine's input in the next step.
-        if claims.first_token as usize >= vocabulary {
+        // The first token would be an engine's input in the next step.
+        let first = &claims.first;
+        if first.token as usize >= vocabulary || first.alternatives.iter().any(|&(id, _)| id as usize >= vocabulary) {
             return Err(Reject::Malformed);
         }
         if let Some(known) = &row.claims {
@@ -354,8 +355,7 @@ impl Receiver {
             request: row.request,
             attempt: row.attempt,
             table: table.clone(),
-            first_token: claims.first_token,
-            logprob: claims.logprob,
+            first: claims.first,
             kv_bytes,
             kv_blocks: row.slots.len(),
             final_at: row.final_at,

@@ -10,7 +10,7 @@ use baton_kv::{
 };
 use baton_proto::PROTOCOL_VERSION;
 
-use crate::{Claims, FinalClaims, ManifestEntry, Reject, Ticket, WireError, limits};
+use crate::{Claims, FinalClaims, FirstToken, ManifestEntry, Reject, Ticket, WireError, limits};
 
 /// Where a push is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,7 +135,7 @@ pub struct Sender {
     computed: usize,
     table: Vec<BlockId>,
     slots: Vec<Slot>,
-    first: Option<(TokenId, f32)>,
+    first: Option<FirstToken>,
     resent: bool,
 }
 
@@ -203,8 +203,8 @@ impl Sender {
     }
 
     /// The first token was drawn: the prompt is complete.
-    pub fn first_token(&mut self, token: TokenId, logprob: f32) {
-        self.first.get_or_insert((token, logprob));
+    pub fn first_token(&mut self, first: FirstToken) {
+        self.first.get_or_insert(first);
     }
 
     /// What to send now, in order; `None` until something happens or [`Sender::wake_at`]. `room`: whether the driver can take a block now.
@@ -260,7 +260,7 @@ impl Sender {
 
     /// FINAL, once every slot is on its way and the first token is known.
     fn finish(&mut self) -> Option<SenderAction> {
-        let (first_token, logprob) = self.first?;
+        let first = self.first.clone()?;
         let entry = |(slot, state): (usize, &Slot)| match state {
             Slot::Sent(checksum) => Some(ManifestEntry {
                 name: self.names.get(slot).copied(),
@@ -271,11 +271,7 @@ impl Sender {
         };
         let manifest = self.slots.iter().enumerate().map(entry).collect::<Option<Vec<_>>>()?;
         self.state = SenderState::Awaiting;
-        Some(SenderAction::Final(FinalClaims {
-            manifest,
-            first_token,
-            logprob,
-        }))
+        Some(SenderAction::Final(FinalClaims { manifest, first }))
     }
 
     /// All pieces of a slot are on their way, and this is the checksum of what was read.

@@ -9,7 +9,7 @@ use baton_kv::{BlockId, Checksum, ChecksumState, Generation, HandoffId, KvMemory
 use crate::{
     AbortReason, Claims, FinalClaims, HandoffState, PieceHeader, Receiver, ReceiverAction, Reject, Sender,
     SenderAction, SenderConfig, SenderState, StreamId, Verdict, Verify, WritePermit,
-    testing::{EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, config, kv_of, reserve},
+    testing::{EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, config, first_token, kv_of, reserve},
 };
 
 const POOL_BLOCKS: usize = 9;
@@ -160,7 +160,7 @@ impl World {
         let table: Vec<BlockId> = (0..LAYOUT.blocks_for(tokens) as u32).map(BlockId).collect();
         push.sender.computed(tokens, &table);
         if tokens == push.prompt.len() {
-            push.sender.first_token(42, -1.0);
+            push.sender.first_token(first_token());
         }
     }
 
@@ -323,11 +323,8 @@ impl World {
             for action in std::mem::take(&mut self.actions) {
                 match action {
                     ReceiverAction::Verified {
-                        handoff,
-                        table,
-                        first_token,
-                        ..
-                    } => self.verified(handoff, table, first_token),
+                        handoff, table, first, ..
+                    } => self.verified(handoff, table, first.token),
                     ReceiverAction::Aborted { handoff, .. } => {
                         self.ends.get_mut(&handoff).unwrap().aborted += 1;
                         if let Some(at) = self.sequences.iter().position(|(owner, _)| *owner == handoff) {

@@ -7,7 +7,7 @@ use baton_kv::{
     Time, TokenId,
 };
 
-use crate::{Capability, ReceiverConfig, Reserve};
+use crate::{Capability, FirstToken, ReceiverConfig, Reserve};
 
 pub(crate) const LAYOUT: KvLayout = KvLayout {
     layers: 3,
@@ -35,6 +35,15 @@ pub(crate) fn config() -> ReceiverConfig {
         lease_ms: LEASE_MS,
         drain_ms: DRAIN_MS,
         max_handoffs: 4,
+    }
+}
+
+/// With alternatives.
+pub(crate) fn first_token() -> FirstToken {
+    FirstToken {
+        token: 42,
+        logprob: -1.0,
+        alternatives: vec![(7, -0.5), (42, -1.0)],
     }
 }
 

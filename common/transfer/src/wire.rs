@@ -3,6 +3,8 @@
 use baton_kv::{BlockName, Checksum, KvDtype, KvLayout, TokenId};
 use baton_proto::node::v1 as pb;
 
+use crate::limits;
+
 /// A message lacks a field or holds one that makes no sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("malformed field: {0}")]
@@ -53,15 +55,30 @@ pub struct ManifestEntry {
     pub checksum: Checksum,
 }
 
+/// Output index 0, drawn where the prompt was computed.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FirstToken {
+    /// The token.
+    pub token: TokenId,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The most probable tokens and their log-probabilities, best first, as many as were asked for.
+    pub alternatives: Vec<(TokenId, f32)>,
+}
+
+/// For the wire.
+pub fn alternatives_to_proto(alternatives: &[(TokenId, f32)]) -> Vec<pb::Alternative> {
+    let alternative = |&(id, logprob): &(TokenId, f32)| pb::Alternative { id, logprob };
+    alternatives.iter().map(alternative).collect()
+}
+
 /// FINAL: everything has been sent.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FinalClaims {
     /// One per slot, in order.
     pub manifest: Vec<ManifestEntry>,
-    /// Output index 0.
-    pub first_token: TokenId,
-    /// Its log-probability.
-    pub logprob: f32,
+    /// What was drawn from it.
+    pub first: FirstToken,
 }
 
 impl FinalClaims {
@@ -77,15 +94,20 @@ impl FinalClaims {
                     checksum: entry.checksum.0,
                 })
                 .collect(),
-            first_token: self.first_token,
-            logprob: self.logprob,
+            first_token: self.first.token,
+            logprob: self.first.logprob,
+            alternatives: alternatives_to_proto(&self.first.alternatives),
         }
     }
 
-    /// From the wire; a log-probability is a finite number.
+    /// From the wire; log-probabilities are finite numbers.
     pub fn from_proto(message: &pb::Final) -> Result<Self, WireError> {
         if !message.logprob.is_finite() {
             return Err(WireError("final.logprob"));
+        }
+        let alternatives = &message.alternatives;
+        if alternatives.len() > limits::ALTERNATIVES || alternatives.iter().any(|other| !other.logprob.is_finite()) {
+            return Err(WireError("final.alternatives"));
         }
         let manifest = message
             .manifest
@@ -103,8 +125,11 @@ impl FinalClaims {
             .collect::<Result<_, WireError>>()?;
         Ok(Self {
             manifest,
-            first_token: message.first_token,
-            logprob: message.logprob,
+            first: FirstToken {
+                token: message.first_token,
+                logprob: message.logprob,
+                alternatives: alternatives.iter().map(|other| (other.id, other.logprob)).collect(),
+            },
         })
     }
 }

@@ -84,7 +84,7 @@ pub(crate) fn step_rows(plan: &StepPlan) -> (StepKind, usize, usize) {
     let decode = plan
         .spans
         .iter()
-        .filter(|span| span.rows.len() == 1 && span.sample.is_some_and(|sample| sample.index > 0))
+        .filter(|span| span.rows.len() == 1 && span.sample.as_ref().is_some_and(|sample| sample.index > 0))
         .count();
     let prefill = plan.rows() - decode;
     let kind = match (prefill, decode) {

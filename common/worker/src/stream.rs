@@ -69,6 +69,8 @@ pub enum Update {
         token: TokenId,
         /// Its log-probability.
         logprob: f32,
+        /// The most probable tokens and their log-probabilities, best first, as many as were asked for.
+        alternatives: Vec<(TokenId, f32)>,
     },
     /// The last update.
     Finished {

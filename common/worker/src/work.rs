@@ -1,5 +1,7 @@
 //! A request as it comes from a router, checked.
 
+mod sampling;
+
 use baton_engine::ModelSpec;
 use baton_kv::{Attempt, BlockName, KvIdentity, RequestId, Time, TokenId};
 use baton_node::{
@@ -95,7 +97,7 @@ impl Work {
             output: work.output,
             max_new_tokens,
             stop_ids: work.stop_ids,
-            sampling: sampling(work.sampling)?,
+            sampling: sampling::from_proto(work.sampling, model.vocabulary)?,
             deadline: now.after_ms(deadline_ms),
         })
     }
@@ -119,35 +121,6 @@ impl Work {
             start: Start::Compute,
         }
     }
-}
-
-fn sampling(message: Option<pb::Sampling>) -> Result<SamplingParams, Status> {
-    let message = message.ok_or_else(|| invalid_field("work.sampling", "sampling is missing"))?;
-    let in_range = |name: &str, value: f32, valid: bool| {
-        if valid {
-            Ok(value)
-        } else {
-            Err(invalid_field(name, format!("{value} is out of range")))
-        }
-    };
-    let pb::Sampling {
-        temperature,
-        top_p,
-        min_p,
-        ..
-    } = message;
-    Ok(SamplingParams {
-        temperature: in_range(
-            "work.sampling.temperature",
-            temperature,
-            temperature.is_finite() && temperature >= 0.0,
-        )?,
-        top_k: message.top_k,
-        top_p: in_range("work.sampling.top_p", top_p, top_p > 0.0 && top_p <= 1.0)?,
-        min_p: in_range("work.sampling.min_p", min_p, (0.0..=1.0).contains(&min_p))?,
-        seed: message.seed,
-        choice: message.choice,
-    })
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@
 //! While the leg that is left may still say that it lost the other, or how it went, the life is *failing* or *closing*: each for a moment only.
 //! Tokens pass only from the current attempt, and only with the next index; the end is said exactly once; at the end both legs are closed.
 
-use baton_kv::{Attempt, NodeId, Time, TokenId};
+use baton_kv::{Attempt, NodeId, Time};
 
-pub use event::{Action, EndReason, Event, LegError, Place, Placement, Record};
+pub use event::{Action, EndReason, Event, LegError, Place, Placement, Record, Token};
 
 use super::admission::Leg;
 use crate::{error::GenerateError, limits::SHED_RETRY};
@@ -251,12 +251,7 @@ impl Life {
                 self.renew_at = None;
                 self.state = State::Decoding;
             }
-            Event::Tokens {
-                attempt,
-                index,
-                ids,
-                logprobs,
-            } => self.tokens(attempt, index, ids, logprobs, actions),
+            Event::Tokens { attempt, index, tokens } => self.tokens(attempt, index, tokens, actions),
             Event::DecodeEnded {
                 reason,
                 prefill_ms,
@@ -292,14 +287,7 @@ impl Life {
         });
     }
 
-    fn tokens(
-        &mut self,
-        attempt: Attempt,
-        index: u32,
-        ids: Vec<TokenId>,
-        logprobs: Vec<f32>,
-        actions: &mut Vec<Action>,
-    ) {
+    fn tokens(&mut self, attempt: Attempt, index: u32, mut tokens: Vec<Token>, actions: &mut Vec<Action>) {
         if attempt != Attempt(self.attempt) {
             return;
         }
@@ -311,28 +299,34 @@ impl Life {
         if !ready {
             return self.protocol(Leg::Decode, "tokens before their time", actions);
         }
-        if ids.len() != logprobs.len() || ids.iter().any(|&id| id as usize >= self.config.vocabulary) {
+        if !tokens.iter().all(|token| self.knows(token)) {
             return self.protocol(Leg::Decode, "malformed tokens", actions);
         }
         if index > self.next {
             return self.protocol(Leg::Decode, "a gap in the tokens", actions);
         }
         let repeated = (self.next - index) as usize;
-        if ids.len() <= repeated {
+        if tokens.len() <= repeated {
             return;
         }
-        let (ids, logprobs) = (ids[repeated..].to_vec(), logprobs[repeated..].to_vec());
-        self.deliver(Leg::Decode, ids, logprobs, actions);
+        tokens.drain(..repeated);
+        self.deliver(Leg::Decode, tokens, actions);
     }
 
-    fn deliver(&mut self, leg: Leg, ids: Vec<TokenId>, logprobs: Vec<f32>, actions: &mut Vec<Action>) {
+    /// Whether all of its ids are in the vocabulary.
+    fn knows(&self, token: &Token) -> bool {
+        let mut ids = std::iter::once(token.id).chain(token.alternatives.iter().map(|&(id, _)| id));
+        ids.all(|id| (id as usize) < self.config.vocabulary)
+    }
+
+    fn deliver(&mut self, leg: Leg, tokens: Vec<Token>, actions: &mut Vec<Action>) {
         let index = self.next;
-        if ids.len() as u64 + u64::from(index) > u64::from(self.max_new_tokens) {
+        if tokens.len() as u64 + u64::from(index) > u64::from(self.max_new_tokens) {
             return self.protocol(leg, "more tokens than asked for", actions);
         }
-        self.next += ids.len() as u32;
+        self.next += tokens.len() as u32;
         self.state = State::Decoding;
-        actions.push(Action::Deliver { index, ids, logprobs });
+        actions.push(Action::Deliver { index, tokens });
     }
 
     fn prefill(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
@@ -346,8 +340,7 @@ impl Life {
                 self.renew_at = None;
             }
             Event::PrefillDone {
-                first_token,
-                logprob,
+                first,
                 ended,
                 prefill_ms,
                 transfer_ms,
@@ -366,7 +359,7 @@ impl Life {
                 self.close(Leg::Prefill, actions);
                 match (ended, &self.state) {
                     (Some(reason), State::Prefilling | State::Failing { .. }) => {
-                        self.ended_by_first(first_token, logprob, reason, now, actions)
+                        self.ended_by_first(first, reason, now, actions)
                     }
                     (None, State::Prefilling | State::Decoding) => {}
                     (None, &State::Closing { reason, .. }) => self.end(Ok(reason), actions),
@@ -379,19 +372,12 @@ impl Life {
     }
 
     /// The first token ended the answer: nothing was handed over.
-    fn ended_by_first(
-        &mut self,
-        token: TokenId,
-        logprob: f32,
-        reason: EndReason,
-        now: Time,
-        actions: &mut Vec<Action>,
-    ) {
-        if token as usize >= self.config.vocabulary {
+    fn ended_by_first(&mut self, first: Token, reason: EndReason, now: Time, actions: &mut Vec<Action>) {
+        if !self.knows(&first) {
             return self.protocol(Leg::Prefill, "malformed tokens", actions);
         }
         self.record.decode_node = None;
-        self.deliver(Leg::Prefill, vec![token], vec![logprob], actions);
+        self.deliver(Leg::Prefill, vec![first], actions);
         if !self.ended() {
             self.finish(reason, now, actions);
         }

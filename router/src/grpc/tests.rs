@@ -4,83 +4,52 @@ fn code_and_field(status: &Status) -> (Code, Option<String>) {
     (status.code(), status::field(status))
 }
 
+fn generate(sampling: pb::Sampling) -> Result<GenerateRequest, Status> {
+    generate_request(pb::GenerateRequest {
+        input: Some(generate_request::Input::Text("hi".to_owned())),
+        sampling: Some(sampling),
+        output: Some(pb::Output {
+            logprobs: Some(true),
+            top_logprobs: Some(3),
+        }),
+        ..pb::GenerateRequest::default()
+    })
+}
+
 #[test]
-fn fields_that_are_not_built_are_refused_unless_neutral() {
-    let text = || Some(generate_request::Input::Text("hi".to_owned()));
-    let check = |sampling: pb::Sampling, top_logprobs: Option<u32>, expected: Option<(Code, &str)>| {
-        let request = pb::GenerateRequest {
-            input: text(),
-            sampling: Some(sampling),
-            output: Some(pb::Output {
-                top_logprobs,
-                ..pb::Output::default()
-            }),
-            ..pb::GenerateRequest::default()
-        };
-        let refused = generate_request(request).err().map(|status| code_and_field(&status));
-        assert_eq!(refused, expected.map(|(code, field)| (code, Some(field.to_owned()))));
+fn sampling_fields_arrive() {
+    let request = generate(pb::Sampling {
+        repetition_penalty: Some(1.1),
+        presence_penalty: Some(0.1),
+        frequency_penalty: Some(-0.2),
+        logit_bias: [(1, -100.0)].into(),
+        n: Some(1),
+        ..pb::Sampling::default()
+    })
+    .expect("valid");
+    let expected = SamplingRequest {
+        repetition_penalty: Some(1.1),
+        presence_penalty: Some(0.1),
+        frequency_penalty: Some(-0.2),
+        logit_bias: vec![(1, -100.0)],
+        ..SamplingRequest::default()
     };
-    let not_built = |field| Some((Code::Unimplemented, field));
-    let default = pb::Sampling::default;
-    check(
-        pb::Sampling {
-            repetition_penalty: Some(1.0),
-            presence_penalty: Some(0.0),
-            n: Some(1),
-            ..default()
-        },
-        Some(0),
-        None,
-    );
-    check(
-        pb::Sampling {
-            repetition_penalty: Some(1.1),
-            ..default()
-        },
-        None,
-        not_built("sampling.repetition_penalty"),
-    );
-    check(
-        pb::Sampling {
-            presence_penalty: Some(0.1),
-            ..default()
-        },
-        None,
-        not_built("sampling.presence_penalty"),
-    );
-    check(
-        pb::Sampling {
-            frequency_penalty: Some(f32::NAN),
-            ..default()
-        },
-        None,
-        not_built("sampling.frequency_penalty"),
-    );
-    check(
-        pb::Sampling {
-            logit_bias: [(1, 1.0)].into(),
-            ..default()
-        },
-        None,
-        not_built("sampling.logit_bias"),
-    );
-    check(
-        pb::Sampling {
-            n: Some(2),
-            ..default()
-        },
-        None,
-        not_built("sampling.n"),
-    );
-    check(
-        pb::Sampling {
-            n: Some(0),
-            ..default()
-        },
-        None,
-        Some((Code::InvalidArgument, "sampling.n")),
-    );
-    check(default(), Some(1), not_built("output.top_logprobs"));
+    assert_eq!(request.sampling, expected);
+    assert_eq!((request.logprobs, request.top_logprobs), (true, 3));
+}
+
+#[test]
+fn what_is_not_built_or_missing_is_refused() {
+    let check = |n, expected| {
+        let sampling = pb::Sampling {
+            n: Some(n),
+            ..pb::Sampling::default()
+        };
+        let refused = generate(sampling).expect_err("refused");
+        assert_eq!(code_and_field(&refused), (expected, Some("sampling.n".to_owned())));
+    };
+    check(2, Code::Unimplemented);
+    check(0, Code::InvalidArgument);
     let nothing = generate_request(pb::GenerateRequest::default()).expect_err("no input");
     assert_eq!(
         code_and_field(&nothing),

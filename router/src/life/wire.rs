@@ -1,13 +1,13 @@
 //! What nodes say, as events of a request's life.
 
-use baton_kv::Attempt;
+use baton_kv::{Attempt, TokenId};
 use baton_proto::node::v1::{self as pb, decode_event, prefill_event};
 use tonic::Status;
 
 use crate::{
     core::{
         admission::Leg,
-        request::{EndReason, Event, LegError},
+        request::{EndReason, Event, LegError, Token},
     },
     nodes::leg_error,
 };
@@ -31,11 +31,13 @@ pub(super) fn decode_event(item: Option<Result<Option<pb::DecodeEvent>, Status>>
             kv_bytes: verified.kv_bytes,
             kv_blocks: verified.kv_blocks,
         },
-        Some(Decode::Tokens(tokens)) => Event::Tokens {
-            attempt: Attempt(tokens.attempt),
-            index: tokens.index,
-            ids: tokens.ids,
-            logprobs: tokens.logprobs,
+        Some(Decode::Tokens(message)) => match tokens(message.ids, message.logprobs, message.alternatives) {
+            Some(tokens) => Event::Tokens {
+                attempt: Attempt(message.attempt),
+                index: message.index,
+                tokens,
+            },
+            None => Event::DecodeFailed(protocol("tokens and log-probabilities that do not belong together")),
         },
         Some(Decode::Ended(ended)) => match end_reason(ended.reason) {
             Some(reason) => Event::DecodeEnded {
@@ -66,8 +68,11 @@ pub(super) fn prefill_event(item: Option<Result<Option<pb::PrefillEvent>, Status
         // Of interest to people only, so far.
         Some(Prefill::Progress(_)) => Event::Tick,
         Some(Prefill::Done(done)) => Event::PrefillDone {
-            first_token: done.first_token,
-            logprob: done.logprob,
+            first: Token {
+                id: done.first_token,
+                logprob: done.logprob,
+                alternatives: pairs(done.alternatives),
+            },
             ended: end_reason(done.ended),
             prefill_ms: done.prefill_ms,
             transfer_ms: done.transfer_ms,
@@ -76,6 +81,27 @@ pub(super) fn prefill_event(item: Option<Result<Option<pb::PrefillEvent>, Status
         },
         None => Event::PrefillFailed(protocol("an event that this router does not know")),
     }
+}
+
+/// `None` unless there is one log-probability for each id, and alternatives for each or for none.
+fn tokens(ids: Vec<TokenId>, logprobs: Vec<f32>, alternatives: Vec<pb::Alternatives>) -> Option<Vec<Token>> {
+    if logprobs.len() != ids.len() || ![0, ids.len()].contains(&alternatives.len()) {
+        return None;
+    }
+    let mut alternatives = alternatives.into_iter();
+    let token = |(id, logprob)| Token {
+        id,
+        logprob,
+        alternatives: alternatives.next().map_or(Vec::new(), |others| pairs(others.tokens)),
+    };
+    Some(ids.into_iter().zip(logprobs).map(token).collect())
+}
+
+fn pairs(alternatives: Vec<pb::Alternative>) -> Vec<(TokenId, f32)> {
+    alternatives
+        .into_iter()
+        .map(|other| (other.id, other.logprob))
+        .collect()
 }
 
 fn broke(leg: Leg, status: &Status) -> LegError {
@@ -100,3 +126,6 @@ pub(super) fn protocol(what: &str) -> LegError {
         retryable: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use baton_kv::TokenId;
 use baton_text::Detokenizer;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -44,6 +45,16 @@ pub(super) struct TokenLogprob {
     pub(super) logprob: f32,
     /// Characters of the answer's text before it.
     pub(super) offset: usize,
+    /// The most probable tokens at its place, best first, if asked for.
+    pub(super) alternatives: Vec<Alternative>,
+}
+
+/// A token that might have been drawn.
+pub(super) struct Alternative {
+    /// Lossy, as [`TokenLogprob::text`].
+    pub(super) text: String,
+    pub(super) bytes: Vec<u8>,
+    pub(super) logprob: f32,
 }
 
 /// OpenAI's word for it.
@@ -252,11 +263,21 @@ impl<S: Shape> Writer<S> {
     }
 
     fn token_logprobs(&mut self, delta: &Delta) -> Vec<TokenLogprob> {
+        let front = self.front.clone();
+        let spelled = |id| {
+            let bytes = front.token_bytes(id);
+            (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+        };
+        let alternative = |&(id, logprob): &(TokenId, f32)| {
+            let (text, bytes) = spelled(id);
+            Alternative { text, bytes, logprob }
+        };
+        let mut lists = delta.top_logprobs.iter();
         let pairs = delta.ids.iter().zip(&delta.logprobs);
         pairs
             .map(|(&id, &logprob)| {
-                let bytes = self.front.token_bytes(id);
-                let text = String::from_utf8_lossy(&bytes).into_owned();
+                let (text, bytes) = spelled(id);
+                let alternatives = lists.next().into_iter().flatten().map(alternative).collect();
                 let offset = self.offset;
                 let shown = self.detokenizer.push(id).unwrap_or_default();
                 self.offset += shown.chars().count();
@@ -265,6 +286,7 @@ impl<S: Shape> Writer<S> {
                     bytes,
                     logprob,
                     offset,
+                    alternatives,
                 }
             })
             .collect()

@@ -42,7 +42,7 @@ pub(super) fn parse(mut fields: Fields) -> Result<(GenerateRequest, Delivery), A
         (new, old) => new.or(old),
     };
     request.logprobs = fields.flag("logprobs")?.unwrap_or(false);
-    fields.not_built("top_logprobs", |value| value.as_u64() == Some(0))?;
+    request.top_logprobs = fields.count("top_logprobs")?.unwrap_or(0);
 
     let no = |value: &Value| value == &Value::Bool(false);
     let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
@@ -173,9 +173,15 @@ impl Shape for Chat {
     }
 
     fn logprobs(tokens: &[answer::TokenLogprob]) -> Value {
-        let content = tokens.iter().map(
-            |token| json!({ "token": token.text, "logprob": token.logprob, "bytes": token.bytes, "top_logprobs": [] }),
-        );
+        let entry =
+            |text: &str, bytes: &[u8], logprob: f32| json!({ "token": text, "logprob": logprob, "bytes": bytes });
+        let content = tokens.iter().map(|token| {
+            let others = token.alternatives.iter();
+            let others = others.map(|other| entry(&other.text, &other.bytes, other.logprob));
+            let mut content = entry(&token.text, &token.bytes, token.logprob);
+            content["top_logprobs"] = others.collect();
+            content
+        });
         json!({ "content": content.collect::<Vec<_>>(), "refusal": null })
     }
 }

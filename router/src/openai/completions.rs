@@ -17,6 +17,9 @@ use crate::{
 /// What OpenAI's own endpoint gives when `max_tokens` is absent.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
+/// Alternatives that OpenAI's own endpoint gives at most.
+const MAX_LOGPROBS: u32 = 5;
+
 pub(super) async fn create(State(front): State<Front>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let (mut request, delivery) = parse(body.0)?;
     request.span = crate::request_span(&headers);
@@ -31,11 +34,14 @@ pub(super) fn parse(mut fields: Fields) -> Result<(GenerateRequest, Delivery), A
     let mut request = GenerateRequest::new(input(prompt)?);
     let delivery = fields::shared(&mut fields, &mut request)?;
     request.max_tokens = Some(fields.count("max_tokens")?.unwrap_or(DEFAULT_MAX_TOKENS));
-    request.logprobs = match fields.count("logprobs")? {
-        None => false,
-        Some(0) => true,
-        Some(_) => return Err(ApiError::not_built("logprobs over 0 (alternatives)")),
-    };
+    let logprobs = fields.count("logprobs")?;
+    if logprobs.is_some_and(|count| count > MAX_LOGPROBS) {
+        return Err(ApiError::invalid_field(
+            "logprobs",
+            &format!("must be between 0 and {MAX_LOGPROBS}"),
+        ));
+    }
+    (request.logprobs, request.top_logprobs) = (logprobs.is_some(), logprobs.unwrap_or(0));
     fields.not_built("echo", |value| value == &Value::Bool(false))?;
     fields.not_built("suffix", |value| value == "")?;
     fields.finish()?;
@@ -84,8 +90,25 @@ impl Shape for Completion {
         json!({
             "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),
             "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-            "top_logprobs": null,
+            "top_logprobs": top_logprobs(tokens),
             "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Per token, a map from the texts of the most probable ones and of its own to their log-probabilities: of two tokens with one text, the more probable. Null unless
+/// asked for.
+fn top_logprobs(tokens: &[answer::TokenLogprob]) -> Value {
+    if tokens.iter().all(|token| token.alternatives.is_empty()) {
+        return Value::Null;
+    }
+    let map = |token: &answer::TokenLogprob| {
+        let mut map = serde_json::Map::new();
+        let others = token.alternatives.iter().map(|other| (&other.text, other.logprob));
+        for (text, logprob) in others.chain([(&token.text, token.logprob)]) {
+            map.entry(text).or_insert_with(|| json!(logprob));
+        }
+        Value::Object(map)
+    };
+    tokens.iter().map(map).collect()
 }

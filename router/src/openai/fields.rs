@@ -113,6 +113,10 @@ pub(super) fn shared(fields: &mut Fields, request: &mut GenerateRequest) -> Resu
         top_p: fields.number("top_p")?,
         min_p: fields.number("min_p")?,
         seed: fields.seed("seed")?,
+        repetition_penalty: fields.number("repetition_penalty")?,
+        presence_penalty: fields.number("presence_penalty")?,
+        frequency_penalty: fields.number("frequency_penalty")?,
+        logit_bias: logit_bias(fields)?,
     };
     request.stop = stop_strings(fields)?;
     request.stop_token_ids = match fields.array("stop_token_ids")? {
@@ -123,15 +127,9 @@ pub(super) fn shared(fields: &mut Fields, request: &mut GenerateRequest) -> Resu
     // A label of the client's own.
     let _ = fields.string("user")?;
 
-    let zero = |value: &Value| value.as_f64() == Some(0.0);
     let one = |value: &Value| value.as_f64() == Some(1.0);
-    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
     fields.not_built("n", one)?;
     fields.not_built("best_of", one)?;
-    fields.not_built("presence_penalty", zero)?;
-    fields.not_built("frequency_penalty", zero)?;
-    fields.not_built("repetition_penalty", one)?;
-    fields.not_built("logit_bias", empty)?;
 
     let stream = fields.flag("stream")?.unwrap_or(false);
     let include_usage = match fields.take("stream_options") {
@@ -148,6 +146,17 @@ pub(super) fn shared(fields: &mut Fields, request: &mut GenerateRequest) -> Resu
         Some(_) => return Err(wrong("stream_options", "an object")),
     };
     Ok(Delivery { stream, include_usage })
+}
+
+/// Token ids, as strings, to numbers.
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let entry = |(id, bias): (String, Value)| Some((id.parse().ok()?, bias.as_f64()? as f32));
+    let entries = match fields.take("logit_bias") {
+        None => Some(Vec::new()),
+        Some(Value::Object(map)) => map.into_iter().map(entry).collect(),
+        Some(_) => None,
+    };
+    entries.ok_or_else(|| wrong("logit_bias", "an object from token ids to numbers"))
 }
 
 fn stop_strings(fields: &mut Fields) -> Result<Vec<String>, ApiError> {

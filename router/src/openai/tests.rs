@@ -30,8 +30,9 @@ fn refused(error: ApiError) -> (String, Option<String>) {
 fn chat_fields_arrive() {
     let request = parse_chat(json!({
         "model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "seed": -1, "max_completion_tokens": 5, "stop": "x",
-        "stop_token_ids": [3], "ignore_eos": true, "logprobs": true, "user": "u", "n": 1, "presence_penalty": 0, "tools": [], "top_logprobs": 0,
-        "response_format": { "type": "text" }, "logit_bias": {}, "parallel_tool_calls": true
+        "stop_token_ids": [3], "ignore_eos": true, "logprobs": true, "user": "u", "n": 1, "presence_penalty": 0.5, "tools": [], "top_logprobs": 3,
+        "response_format": { "type": "text" }, "logit_bias": { "5": -100, "7": 1.5 }, "parallel_tool_calls": true,
+        "frequency_penalty": -0.25, "repetition_penalty": 1.2
     }))
     .expect("valid");
     assert_eq!(request.model.as_deref(), Some("m"));
@@ -44,6 +45,11 @@ fn chat_fields_arrive() {
     assert_eq!(request.stop, ["x"]);
     assert_eq!(request.stop_token_ids, [3]);
     assert!(request.ignore_eos && request.logprobs);
+    assert_eq!(request.top_logprobs, 3);
+    assert_eq!(request.sampling.presence_penalty, Some(0.5));
+    assert_eq!(request.sampling.frequency_penalty, Some(-0.25));
+    assert_eq!(request.sampling.repetition_penalty, Some(1.2));
+    assert_eq!(request.sampling.logit_bias, [(5, -100.0), (7, 1.5)]);
 }
 
 #[test]
@@ -70,10 +76,12 @@ fn what_cannot_be_served_is_named() {
             "NOT_BUILT",
             "response_format",
         ),
-        (json!({ "logit_bias": { "5": 1 } }), "NOT_BUILT", "logit_bias"),
-        (json!({ "presence_penalty": 0.1 }), "NOT_BUILT", "presence_penalty"),
-        (json!({ "frequency_penalty": -0.1 }), "NOT_BUILT", "frequency_penalty"),
-        (json!({ "top_logprobs": 3 }), "NOT_BUILT", "top_logprobs"),
+        (json!({ "logit_bias": [1] }), "INVALID_FIELD", "logit_bias"),
+        (json!({ "logit_bias": { "x": 1 } }), "INVALID_FIELD", "logit_bias"),
+        (json!({ "logit_bias": { "-1": 1 } }), "INVALID_FIELD", "logit_bias"),
+        (json!({ "logit_bias": { "5": "1" } }), "INVALID_FIELD", "logit_bias"),
+        (json!({ "presence_penalty": "0" }), "INVALID_FIELD", "presence_penalty"),
+        (json!({ "top_logprobs": -1 }), "INVALID_FIELD", "top_logprobs"),
         (json!({ "reasoning_effort": "low" }), "NOT_BUILT", "reasoning_effort"),
         (json!({ "frobnicate": 1 }), "UNKNOWN_FIELD", "frobnicate"),
         (json!({ "temperature": "hot" }), "INVALID_FIELD", "temperature"),
@@ -188,11 +196,7 @@ fn completion_prompts() {
         (json!({ "prompt": "a", "echo": true }), "NOT_BUILT", "echo"),
         (json!({ "prompt": "a", "suffix": "b" }), "NOT_BUILT", "suffix"),
         (json!({ "prompt": "a", "best_of": 2 }), "NOT_BUILT", "best_of"),
-        (
-            json!({ "prompt": "a", "logprobs": 1 }),
-            "NOT_BUILT",
-            "logprobs over 0 (alternatives)",
-        ),
+        (json!({ "prompt": "a", "logprobs": 6 }), "INVALID_FIELD", "logprobs"),
         (json!({ "prompt": "a", "messages": [] }), "UNKNOWN_FIELD", "messages"),
     ] {
         let error = parse(body.clone()).expect_err(&body.to_string());

@@ -18,11 +18,15 @@ async fn a_handoff_from_end_to_end() {
             temperature: Some(0.5),
             top_k: Some(40),
             seed: Some(11),
+            repetition_penalty: Some(1.5),
+            presence_penalty: Some(0.5),
+            frequency_penalty: Some(-0.5),
+            logit_bias: [(3, -100.0), (4, 2.0)].into(),
             ..api::Sampling::default()
         }),
         output: Some(api::Output {
             logprobs: Some(true),
-            ..api::Output::default()
+            top_logprobs: Some(2),
         }),
         ..stopping(
             prompt("The capital of France is"),
@@ -49,11 +53,20 @@ async fn a_handoff_from_end_to_end() {
     assert!(work.stop_ids.contains(&5) && text().eos_ids.iter().all(|id| work.stop_ids.contains(id)));
     let root = BlockName::root(&KvIdentity(IDENTITY), &Salt::derive(&[1; 32], "default"));
     assert_eq!(work.root, root.0);
-    let sampling = work.sampling.expect("sampling");
-    assert_eq!(
-        (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p),
-        (0.5, 40, 1.0, 0.0)
-    );
+    let sampling = pb::Sampling {
+        temperature: 0.5,
+        top_k: 40,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 11,
+        choice: 0,
+        repetition_penalty: 1.5,
+        presence_penalty: 0.5,
+        frequency_penalty: -0.5,
+        logit_bias: [(3, -100.0), (4, 2.0)].into(),
+        top_logprobs: 2,
+    };
+    assert_eq!(work.sampling, Some(sampling));
     open.ticket(&decode.address).await;
 
     let run = prefill.call().await;
@@ -81,6 +94,11 @@ async fn a_handoff_from_end_to_end() {
         (&paris[..3], " Paris, France")
     );
     assert_eq!(whole.logprobs, [-0.25; 3]);
+    let alternatives = |&id: &u32| vec![(id, -0.25), (id + 1, -1.0)];
+    assert_eq!(
+        whole.top_logprobs,
+        paris[..3].iter().map(alternatives).collect::<Vec<_>>()
+    );
     let finished = whole.finished;
     assert_eq!((finished.reason(), finished.matched), (api::FinishReason::Length, None));
     let usage = api::Usage {
@@ -128,7 +146,7 @@ async fn without_prefill_nodes_the_decode_node_runs_the_prompt() {
     answer.started().await;
     let whole = answer.finish().await;
     assert_eq!(whole.text, "!");
-    assert!(whole.logprobs.is_empty());
+    assert!(whole.logprobs.is_empty() && whole.top_logprobs.is_empty());
     assert_eq!(whole.finished.matched, Some(Matched::StopTokenId(eos)));
     let served = whole.finished.served.expect("served");
     assert_eq!(
@@ -241,7 +259,7 @@ async fn a_drawn_seed_is_reported_and_used() {
         let mut answer = router.generate(prompt("Hello")).await.expect("admitted");
         let started = answer.started().await;
         let open = decode.call().await;
-        assert_eq!(open.work().0.sampling.expect("sampling").seed, started.seed);
+        assert_eq!(open.work().0.sampling.as_ref().expect("sampling").seed, started.seed);
         seeds.push(started.seed);
         drop(answer);
         open.closed().await;

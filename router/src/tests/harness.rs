@@ -374,8 +374,24 @@ impl DecodeCall {
             index,
             ids: ids.to_vec(),
             logprobs: vec![-0.25; ids.len()],
+            alternatives: self.alternatives(ids),
         };
         self.say(pb::decode_event::Event::Tokens(tokens)).await;
+    }
+
+    /// As many as were asked for: each token, and the ids after it.
+    fn alternatives(&self, ids: &[u32]) -> Vec<pb::Alternatives> {
+        let asked = self
+            .work()
+            .0
+            .sampling
+            .as_ref()
+            .map_or(0, |sampling| sampling.top_logprobs);
+        let ids = ids.iter().filter(|_| asked > 0);
+        ids.map(|&id| pb::Alternatives {
+            tokens: following(id, asked),
+        })
+        .collect()
     }
 
     pub(super) async fn ended(&self, reason: pb::EndReason) {
@@ -398,6 +414,15 @@ impl DecodeCall {
     }
 }
 
+/// A token and those after it, each half as likely as the one before.
+fn following(id: u32, count: u32) -> Vec<pb::Alternative> {
+    let alternative = |next| pb::Alternative {
+        id: id + next,
+        logprob: -0.25 - 0.75 * next as f32,
+    };
+    (0..count).map(alternative).collect()
+}
+
 /// `Prefill.Run`.
 pub(super) struct PrefillCall {
     pub(super) request: pb::PrefillRequest,
@@ -405,6 +430,12 @@ pub(super) struct PrefillCall {
 }
 
 impl PrefillCall {
+    /// Alternatives of each token.
+    fn asked(&self) -> u32 {
+        let work = self.request.work.as_ref().expect("work");
+        work.sampling.as_ref().map_or(0, |sampling| sampling.top_logprobs)
+    }
+
     async fn say(&self, event: pb::prefill_event::Event) {
         let event = pb::PrefillEvent { event: Some(event) };
         self.reply.send(Ok(event)).await.expect("the router listens");
@@ -428,6 +459,7 @@ impl PrefillCall {
             kv_bytes: 4_096,
             kv_blocks: 1,
             bytes_per_s: 1e9,
+            alternatives: following(first_token, self.asked()),
         };
         self.say(pb::prefill_event::Event::Done(done)).await;
     }
@@ -493,6 +525,7 @@ pub(super) struct Whole {
     pub(super) ids: Vec<u32>,
     pub(super) text: String,
     pub(super) logprobs: Vec<f32>,
+    pub(super) top_logprobs: Vec<Vec<(u32, f32)>>,
     pub(super) finished: api::Finished,
 }
 
@@ -522,7 +555,7 @@ impl Answer {
 
     /// Reads on to the end, which must be good.
     pub(super) async fn finish(&mut self) -> Whole {
-        let (mut ids, mut text, mut logprobs) = (Vec::new(), String::new(), Vec::new());
+        let (mut ids, mut text, mut logprobs, mut top_logprobs) = (Vec::new(), String::new(), Vec::new(), Vec::new());
         loop {
             match self.next().await {
                 Ok(Some(api::generate_event::Event::Delta(delta))) => {
@@ -530,6 +563,9 @@ impl Answer {
                     ids.extend(delta.ids);
                     text.push_str(&delta.text);
                     logprobs.extend(delta.logprobs);
+                    let pairs =
+                        |top: api::TopLogprobs| top.tokens.iter().map(|token| (token.id, token.logprob)).collect();
+                    top_logprobs.extend(delta.top_logprobs.into_iter().map(pairs));
                 }
                 Ok(Some(api::generate_event::Event::Finished(finished))) => {
                     assert!(matches!(self.next().await, Ok(None)), "nothing follows Finished");
@@ -537,6 +573,7 @@ impl Answer {
                         ids,
                         text,
                         logprobs,
+                        top_logprobs,
                         finished,
                     };
                 }

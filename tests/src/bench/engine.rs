@@ -116,9 +116,6 @@ fn span(
         rows: row..plan.tokens.len(),
         context: positions.start,
         table: table..plan.tables.len(),
-        sample: draws.then(|| Sample {
-            params: SamplingParams::greedy(),
-            index: 0,
-        }),
+        sample: draws.then(|| Sample::new(SamplingParams::greedy(), 0)),
     });
 }

@@ -52,9 +52,8 @@ impl Reference {
             temperature: 0.9,
             top_k: 50,
             top_p: 0.95,
-            min_p: 0.0,
             seed,
-            choice: 0,
+            ..SamplingParams::greedy()
         });
         let mut expected = Expected {
             ids: Vec::new(),
@@ -69,12 +68,13 @@ impl Reference {
                 rows: 0..rows.len(),
                 context,
                 table: 0..tables.len(),
-                sample: Some(Sample { params, index }),
+                sample: Some(Sample::new(params.clone(), index)),
             };
             let plan = StepPlan {
                 tokens: rows,
                 spans: vec![span],
                 tables,
+                ..StepPlan::default()
             };
             let mut out = StepOutput::default();
             self.engine.step(&plan, &mut out).expect("a step");

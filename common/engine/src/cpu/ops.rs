@@ -7,7 +7,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use baton_scheduler::{Sampled, StepPlan};
+use baton_scheduler::StepPlan;
 
 use super::{
     activations::{bytes_stride, groups_stride},
@@ -439,19 +439,14 @@ impl Ops for CpuOps<'_> {
             let Some(sample) = &span.sample else { continue };
             // SAFETY: nobody writes logits in this phase.
             let logits = unsafe { core.arena.row(logits, row) };
-            let (token, logprob) = sampler::draw(logits, sample, &mut self.scratch.sampler).unwrap_or_else(|_| {
+            let history = self.plan.history(sample);
+            let Ok(drawn) = sampler::draw(logits, sample, history, &mut self.scratch.sampler) else {
                 core.not_finite.store(true, Relaxed);
-                (0, f32::NAN)
-            });
+                continue;
+            };
             assert!(row < core.sampled.len(), "sampling row outside its memory");
             // SAFETY: within the allocation, and in this thread's share.
-            unsafe {
-                core.sampled.as_ptr().add(row).write(Sampled {
-                    sequence: span.sequence,
-                    token,
-                    logprob,
-                })
-            };
+            unsafe { core.sampled.as_ptr().add(row).write(drawn.of(span.sequence)) };
         }
     }
 }

@@ -4,7 +4,13 @@ use proptest::prelude::*;
 use super::{SampleError, SamplerScratch, draw, math, philox};
 
 fn sample(params: SamplingParams, index: u32) -> Sample {
-    Sample { params, index }
+    Sample::new(params, index)
+}
+
+/// Without a history: the token and its log-probability.
+fn drawn(logits: &[f32], sample: &Sample, scratch: &mut SamplerScratch) -> (u32, f32) {
+    let drawn = draw(logits, sample, &[], scratch).unwrap();
+    (drawn.token, drawn.logprob)
 }
 
 fn warm(seed: u64) -> SamplingParams {
@@ -18,7 +24,7 @@ fn warm(seed: u64) -> SamplingParams {
 fn tokens(logits: &[f32], params: SamplingParams, draws: u32) -> Vec<u32> {
     let mut scratch = SamplerScratch::default();
     (0..draws)
-        .map(|index| draw(logits, &sample(params, index), &mut scratch).unwrap().0)
+        .map(|index| drawn(logits, &sample(params.clone(), index), &mut scratch).0)
         .collect()
 }
 
@@ -123,7 +129,7 @@ fn the_logprob_is_the_models_own_whatever_the_parameters() {
     };
     for params in [SamplingParams::greedy(), warm(5), filtered] {
         for index in 0..50 {
-            let (token, logprob) = draw(&logits, &sample(params, index), &mut scratch).unwrap();
+            let (token, logprob) = drawn(&logits, &sample(params.clone(), index), &mut scratch);
             assert!((f64::from(logprob) - expected[token as usize].ln()).abs() < 2e-6);
         }
     }
@@ -141,11 +147,11 @@ fn results_are_the_same_bits_everywhere() {
         ..warm(0x1234_5678_9ABC_DEF0)
     };
     let mut scratch = SamplerScratch::default();
-    let drawn: Vec<(u32, u32)> = (0..6)
-        .map(|index| draw(&logits, &sample(params, index), &mut scratch).unwrap())
+    let all: Vec<(u32, u32)> = (0..6)
+        .map(|index| drawn(&logits, &sample(params.clone(), index), &mut scratch))
         .map(|(token, logprob)| (token, logprob.to_bits()))
         .collect();
-    assert_eq!(drawn, GOLDEN);
+    assert_eq!(all, GOLDEN);
 }
 
 const GOLDEN: [(u32, u32); 6] = [
@@ -164,13 +170,13 @@ fn numbers_that_are_none_are_an_error() {
             for at in [0, 5, 16, 33] {
                 let mut logits = vec![0.5; 34];
                 logits[at] = bad;
-                let result = draw(&logits, &sample(params, 0), &mut SamplerScratch::default());
+                let result = draw(&logits, &sample(params.clone(), 0), &[], &mut SamplerScratch::default());
                 assert_eq!(result, Err(SampleError::NotFinite), "{bad} at {at}");
             }
         }
         for none in [vec![], vec![f32::NEG_INFINITY; 20]] {
             assert_eq!(
-                draw(&none, &sample(params, 0), &mut SamplerScratch::default()),
+                draw(&none, &sample(params.clone(), 0), &[], &mut SamplerScratch::default()),
                 Err(SampleError::NotFinite)
             );
         }
@@ -209,7 +215,8 @@ fn filters_keep_what_they_say() {
     for (id, p) in [(3, 0.4f32), (0, 0.3), (4, 0.2), (2, 0.06), (1, 0.04)] {
         logits[id] = p.ln();
     }
-    let check = |params: SamplingParams, expected: &[u32]| assert_eq!(support(&logits, params), expected, "{params:?}");
+    let check =
+        |params: SamplingParams, expected: &[u32]| assert_eq!(support(&logits, params.clone()), expected, "{params:?}");
     check(warm(1), &[0, 1, 2, 3, 4]);
     check(SamplingParams { top_k: 1, ..warm(1) }, &[3]);
     check(SamplingParams { top_k: 3, ..warm(1) }, &[0, 3, 4]);
@@ -329,7 +336,7 @@ fn frequencies_follow_the_probabilities() {
 
 /// The rule written down plainly, with a full sort.
 fn plain(logits: &[f32], sample: &Sample) -> u32 {
-    let params = sample.params;
+    let params = &sample.params;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |id: usize| f64::from(math::exp((logits[id] - max) / params.temperature));
     let mut ids: Vec<usize> = (0..logits.len()).collect();
@@ -371,13 +378,13 @@ proptest! {
         choice: u32,
         index: u32,
     ) {
-        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, choice };
-        let sample = Sample { params, index };
+        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, choice, ..SamplingParams::greedy() };
+        let sample = Sample::new(params.clone(), index);
         let mut scratch = SamplerScratch::default();
-        let first = draw(&logits, &sample, &mut scratch).unwrap();
+        let first = drawn(&logits, &sample, &mut scratch);
         prop_assert_eq!(first.0, plain(&logits, &sample));
         // Whatever was drawn before, and with whatever buffers: the same draw.
-        draw(&[1.0, 2.0, 3.0], &Sample { index: index ^ 1, params }, &mut scratch).unwrap();
-        prop_assert_eq!(draw(&logits, &sample, &mut scratch).unwrap(), first);
+        drawn(&[1.0, 2.0, 3.0], &Sample::new(params, index ^ 1), &mut scratch);
+        prop_assert_eq!(drawn(&logits, &sample, &mut scratch), first);
     }
 }

@@ -32,11 +32,6 @@ impl Mix {
         mix
     }
 
-    /// The state as a number.
-    pub(super) fn value(self) -> u64 {
-        self.0
-    }
-
     /// Endless words that follow from the state.
     pub(super) fn stream(self) -> impl Iterator<Item = u64> {
         (0..).map(move |index| self.and(index).0)

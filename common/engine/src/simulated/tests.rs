@@ -28,7 +28,7 @@ fn add(plan: &mut StepPlan, sequence: u64, tokens: &[u32], context: usize, table
         rows: row..plan.tokens.len(),
         context,
         table: first..plan.tables.len(),
-        sample: Some(Sample { params, index: 0 }),
+        sample: Some(Sample::new(params, 0)),
     });
 }
 

@@ -9,9 +9,9 @@ use safetensors::{SafeTensors, serialize};
 use serde_json::{Value, json};
 
 use crate::common::{
-    GREEDY, Plan, blocks,
+    Plan, blocks,
     directory::{Copy, tiny_path},
-    isas, opened_file, options,
+    greedy, isas, opened_file, options,
     tiny::{Tiny, TinyTensor, write},
 };
 
@@ -102,7 +102,7 @@ fn logits(path: &Path, isa: Option<Isa>, prompt: &[TokenId]) -> Vec<f32> {
     };
     let mut engine = opened_file(path, &options);
     let table = blocks(0..prompt.len().div_ceil(32) as u32);
-    Plan::default().span(prompt, 0, &table, GREEDY).run(&mut engine);
+    Plan::default().span(prompt, 0, &table, greedy()).run(&mut engine);
     engine.logits(0).to_vec()
 }
 

@@ -10,7 +10,7 @@ use baton_kv::TokenId;
 use baton_scheduler::StepOutput;
 use serde_json::Value;
 
-use crate::common::{GREEDY, Plan, blocks, model_path, opened_file, options};
+use crate::common::{Plan, blocks, greedy, model_path, opened_file, options};
 
 /// Where llama.cpp's two largest logits differ by more than this, Baton must name the same token.
 const MARGIN: f64 = 0.5;
@@ -89,7 +89,7 @@ fn predictions(engine: &mut LlamaEngine, jobs: &[Job], mut each: impl FnMut(usiz
             .collect();
         let plan = running.iter().fold(Plan::default(), |plan, &job| {
             let position = jobs[job].first + step;
-            plan.span(&jobs[job].tokens[..=position], position, &tables[job], GREEDY)
+            plan.span(&jobs[job].tokens[..=position], position, &tables[job], greedy())
         });
         let mut output = StepOutput::default();
         engine.step(&plan.0, &mut output).unwrap();

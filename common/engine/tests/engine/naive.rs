@@ -10,13 +10,10 @@ fn naive(model: &NaiveModel, request: &Request) -> Vec<Drawn> {
     let mut tokens = request.prompt.clone();
     (0..request.tokens as u32)
         .map(|index| {
-            let sample = Sample {
-                params: request.sampling,
-                index,
-            };
-            let (token, logprob) = model.next(&tokens, &sample, &mut scratch).unwrap();
-            tokens.push(token);
-            (token, logprob.to_bits())
+            let sample = Sample::new(request.sampling.clone(), index);
+            let drawn = model.next(&tokens, &sample, &mut scratch).unwrap();
+            tokens.push(drawn.token);
+            (drawn.token, drawn.logprob.to_bits())
         })
         .collect()
 }

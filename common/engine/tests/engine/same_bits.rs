@@ -6,7 +6,7 @@ use baton_gguf::TensorType;
 use baton_kv::{BlockId, TokenId};
 use proptest::prelude::*;
 
-use crate::common::{Drawn, Driver, GREEDY, Plan, Request, blocks, isas, model_path, opened, options, tiny::Tiny};
+use crate::common::{Drawn, Driver, Plan, Request, blocks, greedy, isas, model_path, opened, options, tiny::Tiny};
 
 /// Requests with different prompts of these lengths; every second one is sampled.
 fn requests(lengths: &[usize], vocabulary: u32, tokens: usize) -> Vec<Request> {
@@ -110,7 +110,7 @@ fn decode(engine: &mut dyn Engine, tokens: &[TokenId], context: usize, table: &[
     let (mut tokens, mut context) = (tokens.to_vec(), context);
     (0..steps)
         .map(|_| {
-            let drawn = Plan::default().span(&tokens, context, table, GREEDY).run(engine)[0];
+            let drawn = Plan::default().span(&tokens, context, table, greedy()).run(engine)[0];
             context = tokens.len();
             tokens.push(drawn.0);
             drawn

@@ -68,12 +68,18 @@ impl Scheduler {
                 table: sequence.table[..computed.div_ceil(block_tokens)].to_vec(),
             });
         }
-        let &Sampled { token, logprob, .. } = token?;
+        let Sampled {
+            token,
+            logprob,
+            alternatives,
+            ..
+        } = *token?;
         events.push(SequenceEvent::Token {
             id: sequence.id,
             index: sequence.output().len() as u32,
             token,
             logprob,
+            alternatives: alternatives.to_vec(),
         });
         sequence.tokens.push(token);
         if sequence.stop_ids.contains(&token) {

@@ -162,9 +162,15 @@ impl Scheduler {
             rows: first_row..plan.tokens.len(),
             context: sequence.context,
             table: first_block..plan.tables.len(),
-            sample: samples.then(|| Sample {
-                params: sequence.sampling,
-                index: sequence.output().len() as u32,
+            sample: samples.then(|| {
+                let first = plan.history.len();
+                let history = sequence.sampling.history(&sequence.tokens, sequence.prompt_len);
+                plan.history.extend_from_slice(history);
+                Sample {
+                    params: sequence.sampling.clone(),
+                    index: sequence.output().len() as u32,
+                    history: first..plan.history.len(),
+                }
             }),
         });
         self.flight.push(Flight {

@@ -66,7 +66,7 @@ fn spans(node: &Node) -> Vec<(u64, usize, usize, Option<u32>)> {
     let spans = node.plan.spans.iter();
     spans
         .map(|span| {
-            let index = span.sample.map(|sample| sample.index);
+            let index = span.sample.as_ref().map(|sample| sample.index);
             (span.sequence.0, span.context, span.rows.len(), index)
         })
         .collect()

@@ -6,8 +6,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use baton_kv::{BlockId, TokenId};
+use baton_kv::BlockId;
 use tokio::sync::Notify;
+
+use crate::FirstToken;
 
 /// Keeps blocks readable until it is dropped: a guard of the worker's whose drop posts their release. The push keeps every hold until it has
 /// ended and its last read has ended, even when the push's future was dropped.
@@ -20,7 +22,7 @@ pub(super) struct Progress {
     pub(super) computed: Option<(usize, Vec<BlockId>)>,
     /// All new ones.
     pub(super) holds: Vec<Hold>,
-    pub(super) first: Option<(TokenId, f32)>,
+    pub(super) first: Option<FirstToken>,
     /// The push has ended: nothing is kept any more.
     ended: bool,
 }
@@ -72,8 +74,8 @@ impl PushFeed {
     }
 
     /// The first token was drawn. The prompt must be complete.
-    pub fn first_token(&self, token: TokenId, logprob: f32) {
-        self.shared.change(|progress| progress.first = Some((token, logprob)));
+    pub fn first_token(&self, first: FirstToken) {
+        self.shared.change(|progress| progress.first = Some(first));
     }
 }
 

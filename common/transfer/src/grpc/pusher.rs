@@ -303,8 +303,8 @@ impl Push {
         if let Some((tokens, table)) = progress.computed {
             self.sender.computed(tokens, &table);
         }
-        if let Some((token, logprob)) = progress.first {
-            self.sender.first_token(token, logprob);
+        if let Some(first) = progress.first {
+            self.sender.first_token(first);
             self.first_at = Some(Instant::now());
         }
     }

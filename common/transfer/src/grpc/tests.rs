@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     AbortReason, Capability, PushFailure, Reject, Ticket,
     limits::LEASE_MS,
-    testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, kv_of},
+    testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, first_token, kv_of},
 };
 use harness::{Node, Source, within};
 use read_ahead::ReadAhead;
@@ -200,7 +200,7 @@ async fn heartbeats_keep_the_lease_while_the_prompt_is_computed() {
             node.until_renewed(handoff).await;
             node.until_renewed(handoff).await;
             feed.computed(9, &source.table(9), Arc::new(()));
-            feed.first_token(42, -1.0);
+            feed.first_token(first_token());
         })
     })
     .await;
@@ -277,7 +277,7 @@ async fn what_is_pushed_stays_held_until_the_push_has_ended() {
     let (feed, push) = source.start(node.reserve(1, 1, &PROMPT), &PROMPT);
     feed.computed(4, &source.table(4), hold.clone());
     feed.computed(9, &source.table(9), hold.clone());
-    feed.first_token(42, -1.0);
+    feed.first_token(first_token());
     drop(feed);
     assert_eq!(Arc::strong_count(&hold), 3);
     within(push).await.unwrap();

@@ -4,8 +4,8 @@ use baton_kv::{Attempt, Checksum, Epoch, Generation, HandoffId, KvIdentity, Requ
 
 use super::*;
 use crate::{
-    Capability, ManifestEntry,
-    testing::{DEADLINE, DRAIN_MS, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, VOCABULARY, config, reserve},
+    Capability, FirstToken, ManifestEntry,
+    testing::{DEADLINE, DRAIN_MS, EPOCH, IDENTITY, LAYOUT, LEASE_MS, ROOT, VOCABULARY, config, first_token, reserve},
 };
 
 const STREAM: StreamId = StreamId(1);
@@ -148,8 +148,7 @@ fn last(ticket: &Ticket) -> FinalClaims {
     };
     FinalClaims {
         manifest: (0..ticket.slots.len()).map(entry).collect(),
-        first_token: 42,
-        logprob: -0.5,
+        first: first_token(),
     }
 }
 
@@ -176,8 +175,7 @@ fn a_push_becomes_a_sequence_and_its_prefix_is_found_next_time() {
             request: ticket.request,
             attempt: ticket.attempt,
             table: blocks.clone(),
-            first_token: 42,
-            logprob: -0.5,
+            first: first_token(),
             kv_bytes: LAYOUT.valid_bytes(PROMPT.len()) as u64,
             kv_blocks: 3,
             final_at: node.now,
@@ -395,17 +393,23 @@ fn each_wrong_manifest_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_first_token_beyond_the_vocabulary_is_refused() {
+fn a_first_token_or_an_alternative_beyond_the_vocabulary_is_refused() {
     let (mut node, ticket) = Node::filling();
     node.send_all(&ticket);
-    let with = |first_token| FinalClaims {
-        first_token,
+    let with = |token, alternative| FinalClaims {
+        first: FirstToken {
+            token,
+            alternatives: vec![(0, -0.25), (alternative, -2.0)],
+            ..first_token()
+        },
         ..last(&ticket)
     };
-    let first_beyond = with(VOCABULARY as TokenId);
-    let finished = node.receiver.finished(STREAM, &first_beyond, node.now);
-    assert_eq!(finished, Err(Reject::Malformed));
-    let highest = with(VOCABULARY as TokenId - 1);
+    let (highest, beyond) = (VOCABULARY as TokenId - 1, VOCABULARY as TokenId);
+    for (token, alternative) in [(beyond, highest), (highest, beyond)] {
+        let finished = node.receiver.finished(STREAM, &with(token, alternative), node.now);
+        assert_eq!(finished, Err(Reject::Malformed));
+    }
+    let highest = with(highest, highest);
     assert!(node.receiver.finished(STREAM, &highest, node.now).unwrap().is_some());
 }
 

@@ -7,7 +7,7 @@ use baton_kv::{
     Time, TokenId,
 };
 
-use crate::{Capability, Reject};
+use crate::{Capability, FirstToken, Reject};
 
 /// One push stream on this node, drawn by the transport: unique within the process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -225,9 +225,7 @@ pub enum ReceiverAction {
         /// Blocks of the whole prompt, held and received, in order; each is held once for the sequence to come.
         table: Vec<BlockId>,
         /// Output index 0.
-        first_token: TokenId,
-        /// Its log-probability.
-        logprob: f32,
+        first: FirstToken,
         /// Payload that was received (a block sent twice counts once).
         kv_bytes: u64,
         /// Blocks that were received.

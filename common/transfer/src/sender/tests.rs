@@ -3,7 +3,7 @@ use baton_kv::{Attempt, GrantedSlot, HandoffId, KvDtype, RequestId};
 use super::*;
 use crate::{
     Capability,
-    testing::{EPOCH, IDENTITY, LAYOUT, ROOT},
+    testing::{EPOCH, IDENTITY, LAYOUT, ROOT, first_token},
 };
 
 const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
@@ -80,7 +80,7 @@ fn blocks_go_as_they_are_computed_and_the_tail_at_the_end() {
     sender.computed(9, &TABLE);
     assert_eq!(block(&mut sender), Some((1, TABLE[2], 1)));
     assert_eq!(sender.next(Time(1), true), None);
-    sender.first_token(42, -1.0);
+    sender.first_token(first_token());
     let Some(SenderAction::Final(claims)) = sender.next(Time(1), true) else {
         panic!()
     };
@@ -100,7 +100,7 @@ fn blocks_go_as_they_are_computed_and_the_tail_at_the_end() {
             },
         ]
     );
-    assert_eq!((claims.first_token, sender.bytes()), (42, LAYOUT.valid_bytes(5) as u64));
+    assert_eq!((claims.first.token, sender.bytes()), (42, LAYOUT.valid_bytes(5) as u64));
 
     sender.resend(&[1]);
     assert_eq!(block(&mut sender), Some((1, TABLE[2], 1)));
@@ -201,7 +201,7 @@ fn nonsense_from_the_decode_node_ends_the_push() {
         // Wanted once more, and right before it was sent.
         |sender: &mut Sender| {
             sender.computed(9, &TABLE);
-            sender.first_token(42, -1.0);
+            sender.first_token(first_token());
             while block(sender).is_some_and(|(slot, ..)| slot < 2) {}
             assert!(matches!(sender.next(Time(1), true), Some(SenderAction::Final(_))));
             sender.resend(&[1]);

@@ -28,8 +28,7 @@ impl Core {
             ReceiverAction::Verified {
                 handoff,
                 table,
-                first_token,
-                logprob,
+                first,
                 kv_bytes,
                 kv_blocks,
                 final_at,
@@ -53,11 +52,12 @@ impl Core {
                 };
                 let token = Update::Token {
                     index: 0,
-                    token: first_token,
-                    logprob,
+                    token: first.token,
+                    logprob: first.logprob,
+                    alternatives: first.alternatives,
                 };
                 if self.send(id, verified, now) && self.send(id, token, now) {
-                    self.start_handed(id, *sequence, table, first_token, now);
+                    self.start_handed(id, *sequence, table, first.token, now);
                 } else {
                     self.pool.release(&table);
                 }
@@ -144,6 +144,7 @@ impl Core {
                 index,
                 token,
                 logprob,
+                alternatives,
             } => {
                 self.metrics.tokens(TokenKind::Generated, 1);
                 let Some(member) = self.members.get_mut(&id) else {
@@ -159,7 +160,16 @@ impl Core {
                     }
                     Some(_) => {}
                 }
-                self.send(id, Update::Token { index, token, logprob }, now);
+                self.send(
+                    id,
+                    Update::Token {
+                        index,
+                        token,
+                        logprob,
+                        alternatives,
+                    },
+                    now,
+                );
             }
             SequenceEvent::Finished { id, reason } => self.finished(id, reason, now),
             SequenceEvent::Preempted { id } => {

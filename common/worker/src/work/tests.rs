@@ -25,6 +25,11 @@ fn good() -> pb::Work {
             min_p: 0.0,
             seed: 7,
             choice: 0,
+            repetition_penalty: 1.1,
+            presence_penalty: -2.0,
+            frequency_penalty: 2.0,
+            logit_bias: [(99, -100.0), (0, 100.0)].into(),
+            top_logprobs: 20,
         }),
         root: vec![3; 32],
         kv_identity: vec![9; 32],
@@ -49,6 +54,7 @@ fn good_work_is_taken_as_it_is() {
     let work = Work::from_proto(good(), &model(), KvIdentity([9; 32]), Time(5)).expect("good");
     assert_eq!((work.prompt.len(), work.max_new_tokens, work.sampling.seed), (3, 47, 7));
     assert_eq!(work.deadline, Time(1_000_005));
+    assert_eq!(work.sampling.logit_bias, [(0, 100.0), (99, -100.0)]);
 }
 
 #[test]
@@ -85,6 +91,34 @@ fn bad_work_names_its_field() {
         |work| work.sampling.as_mut().unwrap().min_p = 1.5,
         "work.sampling.min_p",
     );
+    type Change = fn(&mut pb::Sampling);
+    let sampling: [(Change, &str); 11] = [
+        (|sampling| sampling.repetition_penalty = 0.0, "repetition_penalty"),
+        (|sampling| sampling.repetition_penalty = f32::NAN, "repetition_penalty"),
+        (
+            |sampling| sampling.repetition_penalty = f32::INFINITY,
+            "repetition_penalty",
+        ),
+        (|sampling| sampling.presence_penalty = 2.1, "presence_penalty"),
+        (|sampling| sampling.presence_penalty = f32::NAN, "presence_penalty"),
+        (|sampling| sampling.frequency_penalty = -2.1, "frequency_penalty"),
+        (|sampling| sampling.logit_bias = [(100, 1.0)].into(), "logit_bias"),
+        (|sampling| sampling.logit_bias = [(1, 100.5)].into(), "logit_bias"),
+        (|sampling| sampling.logit_bias = [(1, f32::NAN)].into(), "logit_bias"),
+        (
+            |sampling| sampling.logit_bias = (0..1_025).map(|id| (id, 0.0)).collect(),
+            "logit_bias",
+        ),
+        (|sampling| sampling.top_logprobs = 21, "top_logprobs"),
+    ];
+    for (change, field) in sampling {
+        check(
+            |work| change(work.sampling.as_mut().unwrap()),
+            invalid,
+            "INVALID_FIELD",
+            Some(&format!("work.sampling.{field}")),
+        );
+    }
 }
 
 #[test]

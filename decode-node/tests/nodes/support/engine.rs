@@ -79,15 +79,13 @@ pub fn local(prompt: &[TokenId], count: usize) -> Vec<TokenId> {
             rows: 0..rows,
             context,
             table: 0..tables.len(),
-            sample: Some(Sample {
-                params: SamplingParams::greedy(),
-                index: answer.len() as u32,
-            }),
+            sample: Some(Sample::new(SamplingParams::greedy(), answer.len() as u32)),
         };
         let plan = StepPlan {
             tokens: next,
             spans: vec![span],
             tables,
+            ..StepPlan::default()
         };
         engine.step(&plan, &mut output).expect("a good plan");
         context += rows;

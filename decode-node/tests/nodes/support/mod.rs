@@ -47,12 +47,10 @@ pub fn work(prompt: Vec<TokenId>, max_new_tokens: u32) -> pb::Work {
         max_new_tokens,
         stop_ids: vec![],
         sampling: Some(pb::Sampling {
-            temperature: 0.0,
-            top_k: 0,
             top_p: 1.0,
-            min_p: 0.0,
             seed: 1,
-            choice: 0,
+            repetition_penalty: 1.0,
+            ..pb::Sampling::default()
         }),
         root: BlockName::root(&identity, &Salt([0; 32])).0.to_vec(),
         kv_identity: identity.0.to_vec(),

@@ -58,6 +58,17 @@ pub enum EndReason {
     Length,
 }
 
+/// A drawn token.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Token {
+    /// The token.
+    pub id: TokenId,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The most probable tokens and their log-probabilities, best first, as many as were asked for.
+    pub alternatives: Vec<(TokenId, f32)>,
+}
+
 /// What happened.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
@@ -93,9 +104,7 @@ pub enum Event {
         /// Output index of the first.
         index: u32,
         /// The tokens.
-        ids: Vec<TokenId>,
-        /// One per id.
-        logprobs: Vec<f32>,
+        tokens: Vec<Token>,
     },
     /// The decode node is done.
     DecodeEnded {
@@ -118,9 +127,7 @@ pub enum Event {
     /// The prefill node is done.
     PrefillDone {
         /// The first token.
-        first_token: TokenId,
-        /// Its log-probability.
-        logprob: f32,
+        first: Token,
         /// Set when it ended the answer: nothing was handed over.
         ended: Option<EndReason>,
         /// Of the prompt.
@@ -181,9 +188,7 @@ pub enum Action {
         /// Output index of the first.
         index: u32,
         /// The tokens.
-        ids: Vec<TokenId>,
-        /// One per id.
-        logprobs: Vec<f32>,
+        tokens: Vec<Token>,
     },
     /// The end, said once; both legs are closed.
     End(Result<EndReason, GenerateError>),

@@ -1,3 +1,4 @@
+use baton_kv::TokenId;
 use proptest::prelude::*;
 
 use super::*;
@@ -46,15 +47,21 @@ fn attempt_tokens(attempt: u32, index: u32, ids: &[TokenId]) -> Event {
     Event::Tokens {
         attempt: Attempt(attempt),
         index,
-        ids: ids.to_vec(),
-        logprobs: vec![-0.5; ids.len()],
+        tokens: ids.iter().map(|&id| token(id)).collect(),
+    }
+}
+
+fn token(id: TokenId) -> Token {
+    Token {
+        id,
+        logprob: -0.5,
+        alternatives: vec![(id, -0.5)],
     }
 }
 
 fn done(ended: Option<EndReason>) -> Event {
     Event::PrefillDone {
-        first_token: 7,
-        logprob: -0.5,
+        first: token(7),
         ended,
         prefill_ms: 20.0,
         transfer_ms: 3.0,
@@ -132,7 +139,7 @@ impl Run {
 
     fn ids(&self) -> Vec<TokenId> {
         let ids = self.actions.iter().filter_map(|action| match action {
-            Action::Deliver { ids, .. } => Some(ids.clone()),
+            Action::Deliver { tokens, .. } => Some(tokens.iter().map(|token| token.id)),
             _ => None,
         });
         ids.flatten().collect()
@@ -432,8 +439,8 @@ fn each_wait_has_its_time() {
 fn the_node_at_fault_is_named() {
     let ticket = || Event::Ticket { lease_ms: 9_000 };
     let mut first = done(Some(EndReason::Length));
-    if let Event::PrefillDone { first_token, .. } = &mut first {
-        *first_token = 100;
+    if let Event::PrefillDone { first, .. } = &mut first {
+        first.id = 100;
     }
     for (bad, node) in [(first, 1), (tokens(0, &[1]), 2)] {
         let run = Run::steps(8, [handoff(), ticket(), bad]);
@@ -474,8 +481,10 @@ fn tokens_are_checked() {
         Event::Tokens {
             attempt: Attempt(1),
             index: 0,
-            ids: vec![1],
-            logprobs: vec![],
+            tokens: vec![Token {
+                alternatives: vec![(100, -1.0)],
+                ..token(1)
+            }],
         },
         decode_ended(EndReason::Stop),
         verified(),
@@ -557,10 +566,9 @@ proptest! {
                     Action::Close(leg) => prop_assert!(open.remove(leg)),
                     Action::Renew => prop_assert!(open.contains(&Leg::Decode)),
                     Action::Requeue { .. } => prop_assert!(open.is_empty() && next == 0),
-                    Action::Deliver { index, ids, logprobs } => {
+                    Action::Deliver { index, tokens } => {
                         prop_assert_eq!(*index, next);
-                        prop_assert_eq!(ids.len(), logprobs.len());
-                        next += ids.len() as u32;
+                        next += tokens.len() as u32;
                         prop_assert!(next <= max_new_tokens);
                     }
                     Action::End(outcome) => {

@@ -150,10 +150,7 @@ impl Small {
 }
 
 fn greedy() -> Option<Sample> {
-    Some(Sample {
-        params: SamplingParams::greedy(),
-        index: 0,
-    })
+    Some(Sample::new(SamplingParams::greedy(), 0))
 }
 
 /// Adds a span of `tokens` at `context`.

@@ -75,7 +75,7 @@ impl Request {
             top_p: 0.95,
             min_p: 0.02,
             seed,
-            choice: 0,
+            ..SamplingParams::greedy()
         };
         Self {
             sampling,
@@ -141,7 +141,7 @@ impl Driver {
                 output: Vec::new(),
                 max_new_tokens: request.tokens,
                 stop_ids: Vec::new(),
-                sampling: request.sampling,
+                sampling: request.sampling.clone(),
                 role: Role::Decode,
                 start: Start::Compute,
             };
@@ -214,17 +214,10 @@ impl Plan {
     }
 }
 
-pub(crate) const GREEDY: Option<Sample> = Some(Sample {
-    params: SamplingParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        seed: 0,
-        choice: 0,
-    },
-    index: 0,
-});
+/// The first token, greedily.
+pub(crate) fn greedy() -> Option<Sample> {
+    Some(Sample::new(SamplingParams::greedy(), 0))
+}
 
 pub(crate) fn blocks(range: std::ops::Range<u32>) -> Vec<BlockId> {
     range.map(BlockId).collect()

@@ -4,7 +4,7 @@
 use baton_kv::{BlockId, BlockName, HandoffId, KvIdentity, Owner, Pool, Salt, TokenId};
 
 use super::super::*;
-use crate::{Sampled, StepOutput, StepPlan};
+use crate::{Alternatives, Sampled, StepOutput, StepPlan};
 
 pub(super) const BLOCK_TOKENS: usize = 2;
 pub(super) const VOCABULARY: u32 = 5;
@@ -163,6 +163,7 @@ impl Node {
             sequence: span.sequence,
             token: next_token(&self.read(plan.table(span), span.end())),
             logprob: -1.0,
+            alternatives: Alternatives::NONE,
         });
         let output = StepOutput {
             sampled: sampled.collect(),

@@ -138,8 +138,7 @@ async fn heartbeats_are_answered_while_blocks_are_summed() {
     };
     let last = crate::FinalClaims {
         manifest: (0..3).map(entry).collect(),
-        first_token: 42,
-        logprob: -0.5,
+        first: first_token(),
     };
     live.send(Frame::Final(last.to_proto())).await;
     for frames in [6, 7] {
@@ -241,11 +240,21 @@ async fn frames_out_of_turn_end_their_stream() {
         logprob: f32::NAN,
         ..pb::Final::default()
     };
-    check(
-        |ticket| vec![Frame::Open(open(ticket)), Frame::Final(nan)],
-        Reject::Malformed,
-    )
-    .await;
+    let alternatives = |count, logprob| pb::Final {
+        alternatives: vec![pb::Alternative { id: 1, logprob }; count],
+        ..pb::Final::default()
+    };
+    for last in [
+        nan,
+        alternatives(1, f32::NEG_INFINITY),
+        alternatives(limits::ALTERNATIVES + 1, -1.0),
+    ] {
+        check(
+            |ticket| vec![Frame::Open(open(ticket)), Frame::Final(last)],
+            Reject::Malformed,
+        )
+        .await;
+    }
 }
 
 #[tokio::test]

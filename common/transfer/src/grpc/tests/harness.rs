@@ -358,7 +358,7 @@ impl Source {
                 feed.computed(end, &self.table(end), Arc::new(()));
                 tokio::task::yield_now().await;
             }
-            feed.first_token(42, -1.0);
+            feed.first_token(first_token());
         };
         tokio::join!(push, compute).0
     }
