@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -161,6 +162,13 @@ fn model_info_describes_the_file() {
     let text = text(&output);
     assert!(output.status.success(), "{text}");
     for part in ["SmolLM2-135M-Instruct", "llama", "Q4_1", "30", "8192"] {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/tiny/mistral");
+    let output = run(&["model", "info", &directory.display().to_string()]);
+    let text = self::text(&output);
+    assert!(output.status.success(), "{text}");
+    for part in ["mistral", "BF16 × 21", "24 tokens", "272"] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
 }

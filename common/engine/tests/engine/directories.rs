@@ -1,8 +1,8 @@
 //! Tiny model directories of each architecture against what transformers says of them (`tests/goldens/tiny`), and against the oracle.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use baton_engine::{EngineOptions, Isa, ModelSummary, naive::NaiveModel};
+use baton_engine::{Architecture, EngineOptions, Isa, ModelConfig, ModelSummary, naive::NaiveModel};
 use baton_gguf::TensorType;
 use baton_kv::TokenId;
 use safetensors::{SafeTensors, serialize};
@@ -14,8 +14,6 @@ use crate::common::{
     greedy, isas, opened_file, options,
     tiny::{Tiny, TinyTensor, write},
 };
-
-const MODELS: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"];
 
 /// What transformers says after a prompt, computing in f32.
 struct Case {
@@ -45,6 +43,11 @@ fn all_cases() -> Vec<(String, Value, Case)> {
         )
     };
     goldens["cases"].as_array().unwrap().iter().map(case).collect()
+}
+
+/// All directories that cases are of.
+fn models() -> BTreeSet<String> {
+    all_cases().into_iter().map(|(model, ..)| model).collect()
 }
 
 /// The cases of a directory as it is.
@@ -108,11 +111,11 @@ fn logits(path: &Path, isa: Option<Isa>, prompt: &[TokenId]) -> Vec<f32> {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for model in MODELS {
+    for model in models() {
         let mut sure = 0;
-        for case in cases(model) {
+        for case in cases(&model) {
             for isa in isas() {
-                let own = logits(&tiny_path(model), Some(isa), &case.prompt);
+                let own = logits(&tiny_path(&model), Some(isa), &case.prompt);
                 case.check(&own, &format!("{model}, {} tokens, {isa}", case.prompt.len()));
             }
             sure += usize::from(first(&case.f32).1 > 2.0 * (case.tolerance() + case.rounding()));
@@ -122,11 +125,20 @@ fn logits_are_those_of_transformers() {
 }
 
 #[test]
+fn every_architecture_is_among_them() {
+    let architecture = |model: &String| ModelConfig::open(&tiny_path(model)).unwrap().1.architecture;
+    let held: Vec<Architecture> = models().iter().map(architecture).collect();
+    for architecture in Architecture::ALL {
+        assert!(held.contains(&architecture), "{}", architecture.name());
+    }
+}
+
+#[test]
 fn the_oracle_agrees_bit_for_bit() {
-    for model in MODELS {
-        let naive = NaiveModel::open(&tiny_path(model)).unwrap();
-        for case in cases(model) {
-            let own = logits(&tiny_path(model), None, &case.prompt);
+    for model in models() {
+        let naive = NaiveModel::open(&tiny_path(&model)).unwrap();
+        for case in cases(&model) {
+            let own = logits(&tiny_path(&model), None, &case.prompt);
             assert_eq!(own, naive.logits(&case.prompt), "{model}, {} tokens", case.prompt.len());
         }
     }
