@@ -52,12 +52,12 @@ pub(crate) fn default_path() -> PathBuf {
     .join(FILE)
 }
 
-/// The model file to open: `explicit`, else the default model, which must have been fetched.
+/// The model to open: `explicit`, else the default model, which must have been fetched.
 pub(crate) fn path(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let path = explicit.clone().unwrap_or_else(default_path);
     anyhow::ensure!(
         explicit.is_some() || path.is_file(),
-        "there is no model at {}: fetch it with `baton model fetch`, or pass --model with a GGUF file",
+        "there is no model at {}: fetch it with `baton model fetch`, or pass --model with a GGUF file or a directory",
         path.display()
     );
     Ok(path)

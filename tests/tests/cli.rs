@@ -1,9 +1,9 @@
 //! The command line, as a person uses it.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use baton_tests::{Cluster, ClusterOptions, Process, Role, baton, default_model};
@@ -183,8 +183,8 @@ impl Drop for Up {
     }
 }
 
-#[test]
-fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
+/// Starts `baton up` with some nodes of each role, waits until it is ready, and asks it for a few tokens. Its further lines come with it.
+fn up(nodes: usize, model: &Path) -> (Up, Lines<BufReader<ChildStdout>>) {
     let free = || {
         TcpListener::bind("127.0.0.1:0")
             .expect("a port")
@@ -192,25 +192,22 @@ fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
             .expect("address")
             .to_string()
     };
-    let (grpc, http) = (free(), free());
+    let (grpc, http, nodes) = (free(), free(), nodes.to_string());
+    let args = [
+        "up",
+        "--prefill",
+        &nodes,
+        "--decode",
+        &nodes,
+        "--threads",
+        "1",
+        "--kv-bytes",
+        "128MiB",
+    ];
     let mut up = Up(Command::new(baton())
-        .args([
-            "up",
-            "--prefill",
-            "2",
-            "--decode",
-            "2",
-            "--threads",
-            "1",
-            "--kv-bytes",
-            "128MiB",
-            "--grpc",
-            &grpc,
-            "--http",
-            &http,
-            "--model",
-        ])
-        .arg(default_model())
+        .args(args)
+        .args(["--grpc", &grpc, "--http", &http, "--model"])
+        .arg(model)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -221,15 +218,20 @@ fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
     let mut lines = BufReader::new(up.0.stdout.take().expect("piped")).lines();
     let ready = lines.by_ref().map_while(Result::ok).find(|line| line.contains("ready"));
     assert!(ready.is_some(), "it says when it is ready");
-    let output = run(&[
-        "generate",
-        "--grpc",
-        &format!("http://{grpc}"),
-        "--max-tokens",
-        "3",
-        "Hi",
-    ]);
+    let url = format!("http://{grpc}");
+    let output = run(&["generate", "--grpc", &url, "--max-tokens", "3", "Hi"]);
     assert!(output.status.success(), "{}", text(&output));
+    (up, lines)
+}
+
+#[test]
+fn up_serves_a_directory() {
+    up(1, &Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/tiny/llama"));
+}
+
+#[test]
+fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
+    let (mut up, lines) = up(2, &default_model());
     let children = children_of(up.0.id());
     assert_eq!(children.len(), 5, "a router and four nodes");
     let status = Command::new("kill")

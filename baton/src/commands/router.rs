@@ -15,8 +15,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct RouterCommand {
-    /// A GGUF model file, for its tokenizer and chat template; the nodes need the same one [default: the default model, as fetched]
-    #[arg(long, env = "BATON_MODEL", value_name = "FILE")]
+    /// A GGUF file, or a directory as Hugging Face lays it out, for its tokenizer and chat template; the nodes need the same one [default: the default model, as fetched]
+    #[arg(long, env = "BATON_MODEL", value_name = "PATH")]
     model: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,

