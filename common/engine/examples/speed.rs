@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         kv_bytes: 512 << 20,
         max_rows: 512,
         max_sequences: 8,
+        panel_cache: None,
     };
     let start = Instant::now();
     let mut engine = open(&options, &|_| {})?;

@@ -2,7 +2,10 @@
 
 mod directory;
 
-use std::{borrow::Cow, path::Path};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use baton_gguf::{Gguf, Tensor};
 
@@ -74,6 +77,14 @@ impl Checkpoint {
         match self {
             Self::Gguf(gguf) => gguf.bytes_all().len() as u64,
             Self::Directory(directory) => directory.file_bytes(),
+        }
+    }
+
+    /// The files that hold the weights, when `path` was opened.
+    pub(crate) fn weight_files(&self, path: &Path) -> Vec<PathBuf> {
+        match self {
+            Self::Gguf(_) => vec![path.to_owned()],
+            Self::Directory(directory) => directory.files().to_vec(),
         }
     }
 

@@ -1,27 +1,23 @@
 //! What the KV of a model file means: the digest that two engines must share.
 
-use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-};
-
+use baton_gguf::Tensor;
 use baton_kv::{IdentityBuilder, KvDtype, KvIdentity};
 
-use crate::{ModelConfig, checkpoint::Checkpoint};
+use crate::{
+    ModelConfig,
+    checkpoint::Checkpoint,
+    parallel,
+    progress::{LoadStage, Report, StageProgress},
+};
 
 /// The kernels' family, its version, the KV tile, and the virtual lanes. Every change of a result's bits needs a new one.
 pub const NUMERICS_CLASS: &str = "cpu-int-v1 tile32 lanes16";
 
-/// The identity of this model's KV, as computed by the CPU's integer path. Reads all weights, on `threads` threads; `hashed` is told the bytes that are done.
-pub(crate) fn of_model(
-    checkpoint: &Checkpoint,
-    config: &ModelConfig,
-    threads: usize,
-    hashed: &(dyn Fn(u64) + Sync),
-) -> KvIdentity {
+/// How [`weights`] makes its digest. Every change needs a new one: digests of files are remembered.
+pub(crate) const WEIGHTS_DIGEST: &str = "blake3 of names, shapes, types and blake3s v1";
+
+/// The identity of the KV of a model of these `weights`, as computed by the CPU's integer path.
+pub(crate) fn of_model(config: &ModelConfig, weights: &blake3::Hash) -> KvIdentity {
     let shape = &config.attention;
     let number = |value: usize| (value as u64).to_le_bytes();
     let dtype = match KvDtype::Bf16 {
@@ -46,47 +42,74 @@ pub(crate) fn of_model(
         .field("qkv_bias", &[u8::from(config.qkv_bias)])
         .field("qk_norm", &[u8::from(config.qk_norm)])
         .field("epsilon", &config.epsilon.to_bits().to_le_bytes())
-        .field("weights", weights(checkpoint, threads, hashed).as_bytes())
+        .field("weights", weights.as_bytes())
         .field("kv_dtype", dtype.as_bytes())
         .field("numerics", NUMERICS_CLASS.as_bytes())
         .finish()
 }
 
-/// blake3 over every tensor's name, shape, type and blake3, in order of names: tensors are hashed side by side.
-fn weights(checkpoint: &Checkpoint, threads: usize, hashed: &(dyn Fn(u64) + Sync)) -> blake3::Hash {
+/// What [`weights`] depends on beside the bytes: how it is made, and which tensors there are.
+pub(crate) fn outline(checkpoint: &Checkpoint) -> blake3::Hash {
     let mut entries = checkpoint.tensors();
     entries.sort_unstable_by(|a, b| a.name.cmp(b.name));
-    let digests = Mutex::new((vec![None; entries.len()], 0));
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((index, entry)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, entries.get(i)?)))
-        {
-            let digest = blake3::hash(entry.bytes);
-            let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
-            digests.0[index] = Some(digest);
-            digests.1 += entry.bytes.len() as u64;
-            hashed(digests.1);
-        }
-    };
-    thread::scope(|scope| {
-        (1..threads.min(entries.len())).for_each(|_| drop(scope.spawn(work)));
-        work();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(WEIGHTS_DIGEST.as_bytes());
+    entries.iter().for_each(|entry| outline_of(entry, &mut hasher));
+    hasher.finalize()
+}
+
+fn outline_of(tensor: &Tensor<'_>, hasher: &mut blake3::Hasher) {
+    for number in [
+        tensor.name.len(),
+        tensor.rows,
+        tensor.columns,
+        tensor.dtype.number() as usize,
+    ] {
+        hasher.update(&(number as u64).to_le_bytes());
+    }
+    hasher.update(tensor.name.as_bytes());
+}
+
+/// blake3 over every tensor's name, shape, type and blake3, in order of names: tensors are hashed side by side, on `threads` threads.
+pub(crate) fn weights(checkpoint: &Checkpoint, threads: usize, report: Report<'_>) -> blake3::Hash {
+    let mut entries = checkpoint.tensors();
+    entries.sort_unstable_by(|a, b| a.name.cmp(b.name));
+    let total = entries.iter().map(|entry| entry.bytes.len() as u64).sum();
+    let progress = StageProgress::begin(LoadStage::Hashing, total, report);
+    let mut digests = vec![None; entries.len()];
+    parallel::for_each(entries.iter().zip(&mut digests), threads, |(entry, digest)| {
+        *digest = Some(blake3::hash(entry.bytes));
+        progress.add(entry.bytes.len());
     });
-    let (digests, _) = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut hasher = blake3::Hasher::new();
     for (entry, digest) in entries.iter().zip(digests) {
         let digest = digest.expect("every tensor was hashed");
-        for number in [
-            entry.name.len(),
-            entry.rows,
-            entry.columns,
-            entry.dtype.number() as usize,
-        ] {
-            hasher.update(&(number as u64).to_le_bytes());
-        }
-        hasher.update(entry.name.as_bytes());
+        outline_of(entry, &mut hasher);
         hasher.update(digest.as_bytes());
     }
     hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use baton_gguf::{Gguf, GgufWriter};
+
+    use super::*;
+
+    /// Whoever changes how the digest is made must name the new way, or digests made in the old one would be remembered.
+    #[test]
+    fn digests_are_those_of_their_scheme() {
+        let file = GgufWriter::new()
+            .tensor_f32("b", 2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+            .tensor_f32("a", 1, 2, &[7.0, 8.0])
+            .finish();
+        let checkpoint = Checkpoint::Gguf(Gguf::from_bytes(file).unwrap());
+        assert_eq!(
+            (WEIGHTS_DIGEST, weights(&checkpoint, 2, &|_| {}).to_hex().as_str()),
+            (
+                "blake3 of names, shapes, types and blake3s v1",
+                "eeebd47c73bc1a90313b1a469518fc39ae003943f351e1b87fe385ed3cd7e762"
+            )
+        );
+    }
 }

@@ -20,7 +20,10 @@ mod llama;
 pub mod naive;
 mod open;
 pub mod ops;
+mod panel_cache;
+mod parallel;
 mod plan_check;
+mod progress;
 pub mod sampler;
 pub mod simulated;
 
@@ -30,5 +33,6 @@ pub use engine::{Engine, ModelSpec, StepError};
 pub use identity::NUMERICS_CLASS;
 pub use info::ModelSummary;
 pub use llama::LlamaEngine;
-pub use open::{BLOCK_TOKENS, EngineOptions, LoadProgress, LoadStage, OpenError, Source, open, open_file};
+pub use open::{BLOCK_TOKENS, EngineOptions, OpenError, Source, open, open_file};
+pub use progress::{LoadProgress, LoadStage};
 pub use simulated::SimulatedConfig;

@@ -9,7 +9,7 @@ use baton_scheduler::{StepOutput, StepPlan};
 use crate::{
     Engine, ModelConfig, ModelSpec, StepError,
     checkpoint::Checkpoint,
-    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa, LoadError},
+    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa, LoadError, Loading},
     decoder::{Arena, Decoder, Layer},
     open::OpenError,
     ops::{QkNorms, QkvPost, Vector, Weight},
@@ -71,14 +71,14 @@ impl ModelConfig {
 }
 
 impl LlamaEngine {
-    /// Repacks the weights and starts the threads. `packed` is told the file's bytes that are done.
+    /// Repacks the weights, or finds them in the cache, and starts the threads.
     pub(crate) fn load(
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         limits: LlamaLimits,
         model: ModelSpec,
         identity: KvIdentity,
-        packed: &dyn Fn(u64),
+        loading: Loading<'_>,
     ) -> Result<Self, OpenError> {
         let builder = CpuBackendBuilder::new(CpuConfig {
             threads: limits.threads,
@@ -90,14 +90,9 @@ impl LlamaEngine {
             max_sampling_rows: limits.max_sequences,
             max_context: config.context_length,
         })?;
-        let mut loader = Loader {
-            checkpoint,
-            builder,
-            done: 0,
-            packed,
-        };
+        let mut loader = Loader { checkpoint, builder };
         let decoder = loader.decoder(config, limits.max_rows, limits.max_sequences)?;
-        let backend = loader.builder.build()?;
+        let backend = loader.builder.build_from(loading)?;
         let model = ModelSpec {
             weight_bytes: backend.weight_bytes(),
             ..model
@@ -160,12 +155,10 @@ impl Engine for LlamaEngine {
 /// Takes the decoder's weights out of the checkpoint, in the order in which a step reads them.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    builder: CpuBackendBuilder,
-    done: u64,
-    packed: &'a dyn Fn(u64),
+    builder: CpuBackendBuilder<'a>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     fn decoder(&mut self, config: &ModelConfig, max_rows: usize, max_sequences: usize) -> Result<Decoder, OpenError> {
         if !config.rope_factors.is_empty() {
             self.builder.rope_factors(&config.rope_factors)?;
@@ -249,15 +242,12 @@ impl Loader<'_> {
     fn load<T>(
         &mut self,
         names: &[&str],
-        add: impl FnOnce(&mut CpuBackendBuilder, &[Tensor<'_>]) -> Result<T, LoadError>,
+        add: impl FnOnce(&mut CpuBackendBuilder<'a>, &[Tensor<'a>]) -> Result<T, LoadError>,
     ) -> Result<T, OpenError> {
         let parts = names
             .iter()
             .map(|name| self.checkpoint.required(name))
             .collect::<Result<Vec<_>, _>>()?;
-        let loaded = add(&mut self.builder, &parts)?;
-        self.done += parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
-        (self.packed)(self.done);
-        Ok(loaded)
+        Ok(add(&mut self.builder, &parts)?)
     }
 }

@@ -9,9 +9,11 @@ use crate::{
     Engine, LlamaEngine, ModelConfig, ModelSpec, available,
     checkpoint::Checkpoint,
     config::ConfigError,
-    cpu::{Isa, LoadError},
+    cpu::{Isa, LoadError, Loading},
     identity,
     llama::LlamaLimits,
+    panel_cache::{Facts, PanelCache},
+    progress::{LoadProgress, Report},
     simulated::{SimulatedConfig, SimulatedEngine},
 };
 
@@ -46,26 +48,8 @@ pub struct EngineOptions {
     pub max_rows: usize,
     /// Sequences of a step at most.
     pub max_sequences: usize,
-}
-
-/// How far loading is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LoadProgress {
-    /// What is being done.
-    pub stage: LoadStage,
-    /// Bytes of the file done in this stage.
-    pub done: u64,
-    /// Bytes of the file in this stage.
-    pub total: u64,
-}
-
-/// What loading does, in this order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LoadStage {
-    /// Reading all weights for the identity.
-    Hashing,
-    /// Repacking them for the kernels.
-    Packing,
+    /// Directory that keeps repacked weights for the next start; safe to delete. `None`: nothing is kept.
+    pub panel_cache: Option<PathBuf>,
 }
 
 /// Why an engine cannot be opened.
@@ -178,8 +162,8 @@ impl From<LoadError> for OpenError {
     }
 }
 
-/// Opens an engine: checks the file, reads all its weights for the identity, repacks them, takes the pool's memory and starts the threads.
-/// `progress` is called often, on any thread that loads, with `done` rising to `total` in each stage.
+/// Opens an engine: checks the file, reads all its weights for the identity, repacks them (or takes what an earlier start has kept), takes the pool's
+/// memory and starts the threads. `progress` is called often, on any thread that loads, with `done` rising from 0 to `total` in each stage.
 pub fn open(options: &EngineOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Box<dyn Engine>, OpenError> {
     check_options(options)?;
     match &options.source {
@@ -210,20 +194,15 @@ pub fn open_file(
     let layout = config.layout(BLOCK_TOKENS);
     let blocks = blocks(&layout, options.kv_bytes)?;
     let tensors = checkpoint.tensors();
-    let total: u64 = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
     let weights = tensors.iter().map(panel_bytes).fold(0, u64::saturating_add);
     check_memory(
         weights.saturating_add(config.arena_bytes(options.max_rows, options.max_sequences)),
         options.kv_bytes,
     )?;
 
-    let identity = identity::of_model(&checkpoint, &config, options.threads, &|done| {
-        progress(LoadProgress {
-            stage: LoadStage::Hashing,
-            done,
-            total,
-        });
-    });
+    let cache = options.panel_cache.as_deref().map(PanelCache::new);
+    let weights = weights_digest(&checkpoint, path, cache.as_ref(), options.threads, progress);
+    let identity = identity::of_model(&config, &weights);
     let limits = LlamaLimits {
         threads: options.threads,
         isa: options.isa,
@@ -239,12 +218,36 @@ pub fn open_file(
         parameters: checkpoint.parameters(),
         weight_bytes: 0,
     };
-    LlamaEngine::load(&checkpoint, &config, limits, model, identity, &|done| {
-        progress(LoadProgress {
-            stage: LoadStage::Packing,
-            done,
-            total,
-        });
+    let loading = Loading {
+        cache: cache.as_ref().map(|cache| (cache, weights)),
+        threads: options.threads,
+        report: progress,
+    };
+    LlamaEngine::load(&checkpoint, &config, limits, model, identity, loading)
+}
+
+/// The digest of all weights: remembered of files that have not changed, else computed.
+fn weights_digest(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    cache: Option<&PanelCache>,
+    threads: usize,
+    progress: Report<'_>,
+) -> blake3::Hash {
+    let compute = || identity::weights(checkpoint, threads, progress);
+    let files = checkpoint.weight_files(path);
+    let outline = identity::outline(checkpoint);
+    let facts = || Facts::of(&files, &outline).ok();
+    let (Some(cache), Some(before)) = (cache, facts()) else {
+        return compute();
+    };
+    cache.digest(&before).unwrap_or_else(|| {
+        let digest = compute();
+        // What was changed meanwhile has another digest by now.
+        if facts().is_some_and(|after| after.same_files(&before)) {
+            cache.remember(&before, &digest);
+        }
+        digest
     })
 }
 

@@ -27,6 +27,7 @@ pub fn open(path: &Path, threads: usize) -> Result<LlamaEngine, OpenError> {
         kv_bytes: KV_BYTES,
         max_rows: STEP_ROWS,
         max_sequences: SEQUENCES,
+        panel_cache: None,
     };
     open_file(path, &options, &|_| {})
 }

@@ -31,6 +31,7 @@ impl Reference {
             kv_bytes: 64 << 20,
             max_rows: 512,
             max_sequences: 1,
+            panel_cache: None,
         };
         let engine = open(&options, &|_| {}).expect("the default model opens");
         Self {

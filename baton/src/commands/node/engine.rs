@@ -38,6 +38,7 @@ impl EngineArgs {
             kv_bytes: config.kv_bytes,
             max_rows: config.scheduler.token_budget,
             max_sequences: config.scheduler.max_running,
+            panel_cache: None,
         })
     }
 }

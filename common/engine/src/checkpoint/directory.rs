@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read},
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use baton_gguf::{Tensor, TensorType};
@@ -31,6 +31,8 @@ const HEAD: &str = "lm_head.weight";
 pub(crate) struct Directory {
     /// `config.json`.
     pub(crate) config: Map<String, Value>,
+    /// Of each map.
+    files: Vec<PathBuf>,
     maps: Vec<Mmap>,
     /// By the names that the files give them.
     entries: BTreeMap<String, Entry>,
@@ -51,6 +53,7 @@ impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let mut directory = Self {
             config: read_json(&path.join("config.json"), MAX_CONFIG_BYTES)?,
+            files: Vec::new(),
             maps: Vec::new(),
             entries: BTreeMap::new(),
         };
@@ -114,6 +117,7 @@ impl Directory {
                 return Err(corrupt(path, format!("tensor '{name}' is in another file, too")));
             }
         }
+        self.files.push(path.to_owned());
         self.maps.push(map);
         Ok(())
     }
@@ -132,6 +136,11 @@ impl Directory {
         }
         self.entries.remove(HEAD);
         Ok(())
+    }
+
+    /// The files of weights.
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// A tensor by its own name.

@@ -75,17 +75,17 @@ pub(super) struct Scratch {
 }
 
 impl CpuBackend {
-    pub(super) fn new(mut builder: CpuBackendBuilder) -> Result<Self, LoadError> {
+    pub(super) fn new(mut builder: CpuBackendBuilder<'_>, matrices: Vec<Matrix>) -> Result<Self, LoadError> {
         let weight_bytes = builder.weight_bytes();
         builder.arena.allocate()?;
         let CpuBackendBuilder {
             config,
             isa,
-            matrices,
             vectors,
             arena,
             vocabulary,
             rope_factors,
+            ..
         } = builder;
         let shape = config.shape;
         let max_k = matrices

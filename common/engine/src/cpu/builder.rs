@@ -9,7 +9,7 @@ use super::{
     backend::CpuBackend,
     isa::{Isa, UnsupportedIsa},
     math::LANES,
-    weight::Matrix,
+    weight::{Loading, WeightPlan},
 };
 use crate::ops::{AttentionShape, Buffer, Vector, Weight};
 
@@ -65,10 +65,10 @@ pub enum LoadError {
 }
 
 /// Collects weights and buffers, then [`build`](Self::build)s the backend.
-pub struct CpuBackendBuilder {
+pub struct CpuBackendBuilder<'a> {
     pub(super) config: CpuConfig,
     pub(super) isa: Isa,
-    pub(super) matrices: Vec<Matrix>,
+    plan: WeightPlan<'a>,
     pub(super) vectors: Vec<Vec<f32>>,
     pub(super) arena: Arena,
     /// Rows of the smallest embedding table; token ids are below it.
@@ -77,7 +77,7 @@ pub struct CpuBackendBuilder {
     pub(super) rope_factors: Vec<f64>,
 }
 
-impl CpuBackendBuilder {
+impl<'a> CpuBackendBuilder<'a> {
     /// Checks the configuration and the CPU.
     pub fn new(config: CpuConfig) -> Result<Self, LoadError> {
         let isa = Isa::choose(config.isa)?;
@@ -127,7 +127,7 @@ impl CpuBackendBuilder {
         Ok(Self {
             config,
             isa,
-            matrices: Vec::new(),
+            plan: WeightPlan::default(),
             vectors: Vec::new(),
             arena: Arena::default(),
             vocabulary: None,
@@ -135,16 +135,15 @@ impl CpuBackendBuilder {
         })
     }
 
-    /// Repacks matrices of equal columns, stacked along n (merged QKV, gate and up). Parts may have different storage types; the rows of all but the last
-    /// part must be a multiple of 16.
-    pub fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<Weight, LoadError> {
-        self.matrices.push(Matrix::repack(parts)?);
-        Ok(Weight(self.matrices.len() - 1))
+    /// Adds matrices of equal columns, stacked along n (merged QKV, gate and up), to be repacked. Parts may have different storage types; the rows of all
+    /// but the last part must be a multiple of 16.
+    pub fn matrix(&mut self, parts: &[Tensor<'a>]) -> Result<Weight, LoadError> {
+        self.plan.add(parts).map(Weight)
     }
 
-    /// Repacks an embedding table `[vocabulary, width]`: for `embed`, and for `logits` where the head is tied (one copy). Token ids of a plan must be
+    /// Adds an embedding table `[vocabulary, width]`: for `embed`, and for `logits` where the head is tied (one copy). Token ids of a plan must be
     /// below its rows.
-    pub fn embedding(&mut self, table: Tensor<'_>) -> Result<Weight, LoadError> {
+    pub fn embedding(&mut self, table: Tensor<'a>) -> Result<Weight, LoadError> {
         self.vocabulary = Some(self.vocabulary.unwrap_or(usize::MAX).min(table.rows));
         self.matrix(&[table])
     }
@@ -189,15 +188,25 @@ impl CpuBackendBuilder {
         self.arena.plan(width, rows)
     }
 
-    /// Bytes of weights so far, as held.
+    /// Bytes of weights so far, as they will be held.
     pub fn weight_bytes(&self) -> u64 {
-        let matrices: usize = self.matrices.iter().map(Matrix::bytes).sum();
         let vectors: usize = self.vectors.iter().map(|vector| size_of_val(&vector[..])).sum();
-        (matrices + vectors) as u64
+        (self.plan.bytes() + vectors) as u64
     }
 
-    /// Allocates arena and pool, and starts the threads.
+    /// Repacks the weights on as many threads as compute, allocates arena and pool, and starts the threads.
     pub fn build(self) -> Result<CpuBackend, LoadError> {
-        CpuBackend::new(self)
+        let loading = Loading {
+            cache: None,
+            threads: self.config.threads,
+            report: &|_| {},
+        };
+        self.build_from(loading)
+    }
+
+    /// As [`build`](Self::build), with weights that may come from a cache.
+    pub(crate) fn build_from(self, loading: Loading<'_>) -> Result<CpuBackend, LoadError> {
+        let matrices = self.plan.load(loading)?;
+        CpuBackend::new(self, matrices)
     }
 }

@@ -34,6 +34,7 @@ pub use builder::{CpuBackendBuilder, CpuConfig, LoadError};
 pub use isa::{Isa, UnsupportedIsa};
 pub use memory::CpuKvMemory;
 pub use ops::CpuOps;
+pub(crate) use weight::Loading;
 
 #[cfg(test)]
 mod testing;

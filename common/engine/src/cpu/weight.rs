@@ -14,15 +14,23 @@
 //! A panel of floats is `[k][16]` of f32; of bf16, `[k / 2][16]` of words, the even k in the low half, the odd one, or zero after the last, in the high.
 #![allow(unsafe_code)]
 
-use baton_gguf::{QuantGroup, Tensor, TensorType, unpack};
+use std::sync::Arc;
+
+use baton_gguf::{Tensor, TensorType};
 use half::f16;
 
 use super::{
-    alloc::{Aligned, OutOfMemory},
+    alloc::Aligned,
     builder::LoadError,
     math::{LANES, from_bf16},
     rows::GROUP,
 };
+
+mod plan;
+mod repack;
+
+pub(crate) use plan::Loading;
+pub(super) use plan::WeightPlan;
 
 /// How a panel's numbers are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,15 +183,22 @@ pub(super) struct Segment {
     pub(super) shape: PanelShape,
     /// Panels.
     pub(super) panels: usize,
-    bytes: Aligned<u8>,
+    /// All weights; these panels from `start` on.
+    memory: Arc<Aligned<u8>>,
+    start: usize,
 }
 
 impl Segment {
     /// Start of a panel, on a cache line.
     pub(super) fn panel(&self, index: usize) -> *const u8 {
         assert!(index < self.panels, "panel outside its segment");
-        // SAFETY: the allocation holds `panels` panels.
-        unsafe { self.bytes.as_ptr().add(index * self.shape.bytes) }
+        // SAFETY: the allocation holds `panels` panels from `start` on.
+        unsafe { self.memory.as_ptr().add(self.start + index * self.shape.bytes) }
+    }
+
+    /// Bytes of its panels.
+    fn bytes(&self) -> &[u8] {
+        &self.memory.as_slice()[self.start..][..self.panels * self.shape.bytes]
     }
 }
 
@@ -202,32 +217,17 @@ fn shape_error(tensor: &Tensor<'_>, problem: impl Into<String>) -> LoadError {
 }
 
 impl Matrix {
-    /// Repacks `parts`, stacked along n.
+    /// Repacks `parts` alone, stacked along n.
+    #[cfg(test)]
     pub(super) fn repack(parts: &[Tensor<'_>]) -> Result<Self, LoadError> {
-        let Some((last, before)) = parts.split_last() else {
-            return Err(LoadError::Config("a matrix needs at least one tensor".into()));
+        let mut plan = WeightPlan::default();
+        plan.add(parts)?;
+        let loading = Loading {
+            cache: None,
+            threads: 2,
+            report: &|_| {},
         };
-        let k = last.columns;
-        for part in before {
-            if part.columns != k {
-                return Err(shape_error(
-                    part,
-                    format!("has {} columns where '{}' has {k}", part.columns, last.name),
-                ));
-            }
-            if !part.rows.is_multiple_of(LANES) {
-                return Err(shape_error(
-                    part,
-                    format!("{} rows are not a multiple of {LANES}", part.rows),
-                ));
-            }
-        }
-        let segments = parts.iter().map(repack_segment).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
-            n: parts.iter().map(|part| part.rows).sum(),
-            k,
-            segments,
-        })
+        Ok(plan.load(loading)?.remove(0))
     }
 
     pub(super) fn panels(&self) -> usize {
@@ -236,10 +236,6 @@ impl Matrix {
 
     pub(super) fn quantised(&self) -> bool {
         self.segments.iter().any(|segment| segment.kind.quantised())
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.segments.iter().map(|segment| segment.bytes.len()).sum()
     }
 
     /// Row `row` as f32: what the stored type says, each operation rounded to f32.
@@ -258,7 +254,7 @@ impl Matrix {
 impl Segment {
     fn row(&self, panel: usize, lane: usize, out: &mut [f32]) {
         let shape = self.shape;
-        let bytes = &self.bytes.as_slice()[panel * shape.bytes..][..shape.bytes];
+        let bytes = &self.bytes()[panel * shape.bytes..][..shape.bytes];
         let words = bytes.chunks_exact(LANES * 4);
         match self.kind {
             PanelKind::F32 => {
@@ -325,117 +321,6 @@ pub(super) fn quant(kind: PanelKind, quants: &[u8], lane: usize, k: usize) -> u8
         PanelKind::Q5_0 | PanelKind::Q5_1 | PanelKind::Q5K => nibble | (quants[at(0)] >> word & 1) << 4,
         PanelKind::Q6K => nibble | (quants[at(word / 4)] >> (2 * (word % 4)) & 3) << 4,
         _ => nibble,
-    }
-}
-
-/// One tensor; missing rows of the last panel are zero.
-fn repack_segment(tensor: &Tensor<'_>) -> Result<Segment, LoadError> {
-    let unsupported = || LoadError::Type {
-        name: tensor.name.into(),
-        dtype: tensor.dtype,
-    };
-    let kind = PanelKind::of(tensor.dtype).ok_or_else(unsupported)?;
-    let k = tensor.columns;
-    if k == 0 || tensor.rows == 0 {
-        return Err(shape_error(tensor, "is empty"));
-    }
-    let row_bytes = tensor
-        .dtype
-        .row_bytes(k)
-        .ok_or_else(|| shape_error(tensor, format!("{k} columns are not whole groups of {GROUP}")))?;
-    if row_bytes.checked_mul(tensor.rows) != Some(tensor.bytes.len()) {
-        return Err(shape_error(
-            tensor,
-            format!("holds {} bytes, not what its shape says", tensor.bytes.len()),
-        ));
-    }
-    let shape = kind.shape(k);
-    let panels = tensor.rows.div_ceil(LANES);
-    let total = panels
-        .checked_mul(shape.bytes)
-        .ok_or(OutOfMemory { bytes: usize::MAX })?;
-    let mut bytes = Aligned::zeroed(total)?;
-    for (panel, out) in bytes.as_mut_slice().chunks_exact_mut(shape.bytes).enumerate() {
-        for lane in 0..LANES.min(tensor.rows - panel * LANES) {
-            let row = &tensor.bytes[(panel * LANES + lane) * row_bytes..][..row_bytes];
-            repack_row(tensor.dtype, kind, shape, row, lane, out);
-        }
-    }
-    Ok(Segment {
-        kind,
-        shape,
-        panels,
-        bytes,
-    })
-}
-
-fn repack_row(dtype: TensorType, kind: PanelKind, shape: PanelShape, row: &[u8], lane: usize, out: &mut [u8]) {
-    match dtype {
-        TensorType::F32 => words::<4>(row, lane, out, |word| *word),
-        TensorType::F16 => words::<2>(row, lane, out, |half| f16::from_le_bytes(*half).to_f32().to_le_bytes()),
-        TensorType::Bf16 => {
-            // The last of an odd number is alone, and the panel zero already.
-            let (pairs, last) = row.as_chunks::<4>();
-            words::<4>(pairs.as_flattened(), lane, out, |pair| *pair);
-            if !last.is_empty() {
-                out[(pairs.len() * LANES + lane) * 4..][..last.len()].copy_from_slice(last);
-            }
-        }
-        TensorType::Q4_0 => blocks::<18>(shape, row, lane, out, 1, 0),
-        TensorType::Q4_1 => blocks::<20>(shape, row, lane, out, 2, 0),
-        TensorType::Q8_0 => blocks::<34>(shape, row, lane, out, 1, 0x80),
-        dtype => {
-            let known = unpack(dtype, row, |index, group| {
-                put_group(kind, shape, index, group, lane, out)
-            });
-            debug_assert!(known, "PanelKind::of refused it");
-        }
-    }
-}
-
-/// A lane's 32 numbers of group `index`.
-fn put_group(kind: PanelKind, shape: PanelShape, index: usize, group: &QuantGroup, lane: usize, out: &mut [u8]) {
-    let (scales, quants) = shape.group(kind, index);
-    out[scales + lane * 2..][..2].copy_from_slice(&group.scale.to_le_bytes());
-    if kind.has_min() {
-        out[scales + SCALE_BYTES + lane * 2..][..2].copy_from_slice(&group.min.to_le_bytes());
-    }
-    if kind.super_blocks() {
-        for (i, factor) in group.factors.into_iter().enumerate() {
-            out[scales + FACTORS + index % SUPER_GROUPS * FACTORS_STRIDE + i * LANES + lane] = factor as u8;
-        }
-    }
-    let high_bytes = kind.high_bytes();
-    for (k, &quant) in group.quants.iter().enumerate() {
-        let (word, byte) = (k / 4, k % 4);
-        let at = |word: usize| quants + (word * LANES + lane) * 4 + byte;
-        out[high_bytes + at(word % 4)] |= (quant & 15) << if k < GROUP / 2 { 0 } else { 4 };
-        match high_bytes {
-            0 => {}
-            FIFTH_BYTES => out[at(0)] |= (quant >> 4) << word,
-            _ => out[at(word / 4)] |= (quant >> 4) << (2 * (word % 4)),
-        }
-    }
-}
-
-/// A word of the lane for every `N` bytes of the row.
-fn words<const N: usize>(row: &[u8], lane: usize, out: &mut [u8], word: impl Fn(&[u8; N]) -> [u8; 4]) {
-    for (x, out) in row.as_chunks::<N>().0.iter().zip(out.chunks_exact_mut(LANES * 4)) {
-        out[lane * 4..][..4].copy_from_slice(&word(x));
-    }
-}
-
-/// Blocks of `halves` f16 and then quants, four bytes of which make one word; `flip` makes signed bytes unsigned.
-fn blocks<const N: usize>(shape: PanelShape, row: &[u8], lane: usize, out: &mut [u8], halves: usize, flip: u8) {
-    for (group, block) in row.as_chunks::<N>().0.iter().enumerate() {
-        let (scales, quants) = block.split_at(halves * 2);
-        for (i, half) in scales.as_chunks::<2>().0.iter().enumerate() {
-            out[group * shape.scale_stride + i * SCALE_BYTES + lane * 2..][..2].copy_from_slice(half);
-        }
-        for (word, quants) in quants.as_chunks::<4>().0.iter().enumerate() {
-            let at = shape.quants + group * shape.quants_stride + (word * LANES + lane) * 4;
-            out[at..][..4].copy_from_slice(&quants.map(|byte| byte ^ flip));
-        }
     }
 }
 

@@ -124,6 +124,7 @@ fn engine() -> LlamaEngine {
     let path = model_path();
     let options = EngineOptions {
         max_sequences: JOBS,
+        panel_cache: None,
         kv_bytes: 256 << 20,
         ..options(&path)
     };

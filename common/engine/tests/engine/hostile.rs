@@ -398,9 +398,13 @@ fn progress_rises_to_the_end_of_each_stage() {
     .unwrap();
     let seen = seen.into_inner().unwrap();
     for stage in [baton_engine::LoadStage::Hashing, baton_engine::LoadStage::Packing] {
-        let done: Vec<u64> = seen.iter().filter(|p| p.stage == stage).map(|p| p.done).collect();
-        assert!(done.is_sorted() && done.len() > 3, "{stage:?}: {done:?}");
-        assert_eq!(done.last(), Some(&seen[0].total), "{stage:?}");
+        let seen: Vec<_> = seen.iter().filter(|p| p.stage == stage).collect();
+        assert!(
+            seen.is_sorted_by_key(|p| p.done) && seen.len() > 3,
+            "{stage:?}: {seen:?}"
+        );
+        let (first, last) = (seen[0], seen[seen.len() - 1]);
+        assert!(first.done == 0 && last.done == last.total, "{stage:?}: {seen:?}");
     }
 }
 

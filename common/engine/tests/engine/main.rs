@@ -1,5 +1,6 @@
 //! Tests of whole engines, through their public interface.
 
+mod cache;
 mod common;
 mod directories;
 mod goldens;

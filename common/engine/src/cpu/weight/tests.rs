@@ -20,12 +20,12 @@ fn bf16_stays_bf16_and_an_odd_row_ends_in_zero() {
     for (columns, words) in [(1, 1), (2, 1), (13, 7)] {
         let tensor = OwnedTensor::random(TensorType::Bf16, 18, columns, 1);
         let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
-        assert_eq!(matrix.bytes(), 2 * words * LANES * 4, "two panels of {columns} columns");
+        let panels = matrix.segments[0].bytes();
+        assert_eq!(panels.len(), 2 * words * LANES * 4, "two panels of {columns} columns");
         let mut out = vec![0.0; columns];
         matrix.row(17, &mut out);
         assert_eq!(bits(&out), bits(&tensor.row(17)), "{columns} columns");
-        let panel = &matrix.segments[0].bytes.as_slice()[..matrix.bytes() / 2];
-        let (last, _) = panel[panel.len() - LANES * 4..].as_chunks::<4>();
+        let (last, _) = panels[panels.len() - LANES * 4..].as_chunks::<4>();
         let padded = |word: &[u8; 4]| word[2..] == [0, 0];
         assert!(columns % 2 == 0 || last.iter().all(padded), "{columns} columns");
     }
@@ -83,4 +83,82 @@ fn impossible_shapes_and_types_are_refused() {
         LoadError::Type { .. }
     ));
     assert!(matches!(refused(&[]), LoadError::Config(_)));
+}
+
+/// Whoever changes a panel's bytes must name the new format, or panels of the old one would be taken from a cache.
+#[test]
+fn panels_are_those_of_their_format() {
+    let mut hasher = blake3::Hasher::new();
+    for dtype in TYPES {
+        let tensor = OwnedTensor::random(dtype, 37, whole_blocks(dtype, 96), 1);
+        let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+        hasher.update(matrix.segments[0].bytes());
+    }
+    assert_eq!(
+        (plan::PANEL_FORMAT, hasher.finalize().to_hex().as_str()),
+        (
+            "panels 1",
+            "a8fff819a3d41253cbaef001ab93a76a949f036990f5aca03658ebd165f29a87"
+        )
+    );
+}
+
+#[test]
+fn threads_change_no_byte_and_progress_counts_the_file_s() {
+    let parts = [
+        OwnedTensor::random(TensorType::Q4_1, 4096, 640, 1),
+        OwnedTensor::random(TensorType::Bf16, 1000, 640, 2),
+    ];
+    let total: u64 = parts.iter().map(|part| part.bytes.len() as u64).sum();
+    let packed = |threads| {
+        let mut plan = WeightPlan::default();
+        plan.add(&parts.each_ref().map(OwnedTensor::tensor)).unwrap();
+        let seen = std::sync::Mutex::new(Vec::new());
+        let loading = Loading {
+            cache: None,
+            threads,
+            report: &|progress| seen.lock().unwrap().push(progress),
+        };
+        let matrix = plan.load(loading).unwrap().remove(0);
+        let seen = seen.into_inner().unwrap();
+        assert!(seen.len() > 3 && seen.is_sorted_by_key(|progress| progress.done));
+        assert!(seen.iter().all(|progress| progress.total == total));
+        assert_eq!(seen.last().unwrap().done, total);
+        matrix
+    };
+    let (one, three) = (packed(1), packed(3));
+    for (one, three) in one.segments.iter().zip(&three.segments) {
+        assert!(one.bytes() == three.bytes());
+    }
+}
+
+#[test]
+fn panels_of_other_weights_shapes_or_names_are_called_otherwise() {
+    let tensor = OwnedTensor::random(TensorType::Q8_0, 32, 64, 1);
+    let key = |parts: &[Tensor<'_>], weights: &[u8]| {
+        let mut plan = WeightPlan::default();
+        for part in parts {
+            plan.add(&[*part]).unwrap();
+        }
+        plan.key(&blake3::hash(weights))
+    };
+    let own = tensor.tensor();
+    let keys = [
+        key(&[own], b"a"),
+        key(&[own], b"b"),
+        key(&[own, own], b"a"),
+        key(&[Tensor { name: "other", ..own }], b"a"),
+        key(
+            &[Tensor {
+                rows: 16,
+                columns: 128,
+                ..own
+            }],
+            b"a",
+        ),
+    ];
+    for (i, key) in keys.iter().enumerate() {
+        assert!(!keys[..i].contains(key), "{i}");
+    }
+    assert_eq!(key(&[own], b"a"), keys[0]);
 }

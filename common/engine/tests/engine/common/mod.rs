@@ -32,6 +32,7 @@ pub(crate) fn options(path: &Path) -> EngineOptions {
         kv_bytes: 64 << 20,
         max_rows: 512,
         max_sequences: 16,
+        panel_cache: None,
     }
 }
 
