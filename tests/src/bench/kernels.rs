@@ -35,6 +35,8 @@ pub struct Breakdown {
     pub step_us: f64,
     /// Percent of it that is not kernels.
     pub outside_percent: f64,
+    /// Of that, what the barriers cost, percent of the step.
+    pub barriers_percent: f64,
     /// Microseconds of a barrier at which all threads arrive together.
     pub barrier_us: f64,
     /// Operation → percent of the step, in the order of their first use.
@@ -49,7 +51,7 @@ pub struct Breakdown {
 pub fn breakdown(engine: &mut LlamaEngine, steps: &[StepPlan]) -> Breakdown {
     let clock = clock_s();
     let barrier = barrier_s(engine, &steps[0]);
-    let (mut step_s, mut outside) = (Vec::new(), Vec::new());
+    let (mut step_s, mut outside, mut barriers) = (Vec::new(), Vec::new(), Vec::new());
     let mut spent: [Vec<f64>; NAMES.len()] = Default::default();
     let mut output = StepOutput::default();
     for plan in steps {
@@ -77,7 +79,9 @@ pub fn breakdown(engine: &mut LlamaEngine, steps: &[StepPlan]) -> Breakdown {
             *spent_s -= calls as f64 * clock;
         }
         let step = wall - (called + 1) as f64 * clock;
-        let kernels = spent_s.iter().sum::<f64>() - spent_s[SAMPLE] - (called - calls[SAMPLE]) as f64 * barrier;
+        let barriers_s = (called - calls[SAMPLE]) as f64 * barrier;
+        let kernels = spent_s.iter().sum::<f64>() - spent_s[SAMPLE] - barriers_s;
+        barriers.push(100.0 * barriers_s / step);
         step_s.push(step);
         outside.push(100.0 * (step - kernels) / step);
         for (spent, spent_s) in spent.iter_mut().zip(spent_s) {
@@ -87,6 +91,7 @@ pub fn breakdown(engine: &mut LlamaEngine, steps: &[StepPlan]) -> Breakdown {
     Breakdown {
         step_us: median(step_s) * 1e6,
         outside_percent: median(outside),
+        barriers_percent: median(barriers),
         barrier_us: barrier * 1e6,
         by_operation: NAMES.into_iter().zip(spent.map(median)).collect(),
     }

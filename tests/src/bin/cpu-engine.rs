@@ -265,8 +265,8 @@ fn outside_kernels(scale: &Scale) -> anyhow::Result<Figure> {
         .collect();
     let told = breakdown(&mut engine, &steps);
     println!(
-        "a step of decode: {:.0} us; a barrier: {:.2} us; percent of it in each operation on the caller's thread:",
-        told.step_us, told.barrier_us
+        "a step of decode: {:.0} us, {:.2} % outside kernels, of which barriers of {:.2} us {:.2} %; in each operation on the caller's thread, percent:",
+        told.step_us, told.outside_percent, told.barrier_us, told.barriers_percent
     );
     for (operation, percent) in &told.by_operation {
         println!("  {percent:>6.2}  {operation}");

@@ -1,6 +1,7 @@
 use super::RandomLlama;
 use crate::bench::{
     engine::{open, run},
+    limits::Work,
     load::Load,
 };
 
@@ -33,6 +34,10 @@ fn a_random_llama_is_a_model_that_runs() {
             sequences: 2,
         },
     );
+    let work = Work::of(&one, &engine).unwrap();
+    let attention = 2 * 128 * 128 + 2 * 64 * 128;
+    assert_eq!(work.layers, f64::from(2 * 2 * (attention + 3 * 256 * 128)));
+    assert_eq!(work.head, 2.0 * 40_000.0 * 128.0);
     let logits = engine.logits(1);
     assert!(logits.iter().any(|&logit| logit != logits[0]));
 }
