@@ -111,20 +111,20 @@ impl ReadProbe {
     }
 }
 
-/// Sums `STREAMS` parts of the memory side by side. Eight sums for each, so that memory is waited for and not the adder.
+/// Sums `STREAMS` parts of the memory side by side, into eight sums, so that memory is waited for and not the adder.
 fn lines<const STREAMS: usize>(part: &[Line]) -> u64 {
     let len = part.len() / STREAMS;
     let streams: [&[Line]; STREAMS] = std::array::from_fn(|stream| &part[stream * len..][..len]);
-    let mut sums = [[0_u64; 8]; STREAMS];
+    let mut sums = [0_u64; 8];
     for at in 0..len {
-        for (sums, stream) in sums.iter_mut().zip(&streams) {
+        for stream in &streams {
             let (words, _) = stream[at].as_chunks();
             for (sum, &word) in sums.iter_mut().zip(words) {
                 *sum = sum.wrapping_add(u64::from_ne_bytes(word));
             }
         }
     }
-    sums.iter().flatten().fold(0, |all, &sum| all.wrapping_add(sum))
+    sums.iter().fold(0, |all, &sum| all.wrapping_add(sum))
 }
 
 /// Multiplications and additions of 8-bit integers per second (each counts), of `threads` threads that work on registers alone: the limit of prefill. Nothing
