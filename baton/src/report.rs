@@ -197,6 +197,7 @@ mod tests {
 
     fn finished() -> Finished {
         Finished {
+            choice: 0,
             reason: FinishReason::Stop.into(),
             matched: Some(Matched::StopTokenId(2)),
             usage: Some(Usage {

@@ -176,32 +176,45 @@ impl Cluster {
         })
     }
 
-    /// Lets a request wait until `deadline`, or refuses it at once. It may have been granted already when this returns.
-    pub(crate) fn submit(&self, request: RequestId, needs: Needs, deadline: Time) -> Result<Admitted, GenerateError> {
-        let (sender, mut answers) = mpsc::channel(1);
-        {
-            let mut state = self.lock();
+    /// Lets a request's choices wait, the first until `deadline`, or refuses them at once. The first may have been granted already when this returns; the others
+    /// are held until [`Event::Begun`].
+    pub(crate) fn submit(
+        &self,
+        first: RequestId,
+        others: Vec<RequestId>,
+        needs: Needs,
+        deadline: Time,
+    ) -> Result<Vec<Admitted>, GenerateError> {
+        let mut admitted: Vec<Admitted> = Vec::with_capacity(1 + others.len());
+        let mut state = self.lock();
+        for request in std::iter::once(first).chain(others.iter().copied()) {
+            let (sender, answers) = mpsc::channel(1);
             state.answers.insert(request, sender);
-            let submit = Event::Submit {
+            admitted.push(Admitted {
+                cluster: self.clone(),
                 request,
-                needs,
-                deadline,
-            };
-            state.step(submit, clock::now());
-            if !state.answers.contains_key(&request) {
-                return match answers.try_recv() {
-                    Ok(Err(error)) => Err(error),
-                    _ => Err(GenerateError::Internal(
-                        "a request was dropped at its admission".to_owned(),
-                    )),
-                };
-            }
+                answers,
+            });
         }
-        Ok(Admitted {
-            cluster: self.clone(),
-            request,
-            answers,
-        })
+        let submit = Event::Submit {
+            request: first,
+            others,
+            needs,
+            deadline,
+        };
+        state.step(submit, clock::now());
+        let refused = !state.answers.contains_key(&first);
+        // Those that are dropped lock it, too.
+        drop(state);
+        if !refused {
+            return Ok(admitted);
+        }
+        match admitted[0].answers.try_recv() {
+            Ok(Err(error)) => Err(error),
+            _ => Err(GenerateError::Internal(
+                "a request was dropped at its admission".to_owned(),
+            )),
+        }
     }
 }
 

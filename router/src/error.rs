@@ -15,6 +15,8 @@ pub enum Field {
     /// The prompt: text, messages or token ids.
     Input,
     Temperature,
+    /// The number of choices.
+    N,
     TopK,
     TopP,
     MinP,
@@ -39,6 +41,7 @@ impl Field {
             Self::Model => "model",
             Self::Input => "input",
             Self::Temperature => "temperature",
+            Self::N => "n",
             Self::TopK => "top_k",
             Self::TopP => "top_p",
             Self::MinP => "min_p",

@@ -13,12 +13,13 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::{
     RouterConfig,
-    cluster::Cluster,
+    choices::Choices,
+    cluster::{Admitted, Cluster},
     core::{
         members::Shape,
         placement::Needs,
@@ -31,8 +32,8 @@ use crate::{
     metrics::RouterMetrics,
     request::{AnswerEvent, AnswerStream, GenerateRequest, Input, Model, Started},
     sampling,
-    text::Text,
-    trace::new_span,
+    text::{AnswerText, Text},
+    trace::{choice_span, new_span},
 };
 
 /// The router as its edges see it. Cheap to clone.
@@ -112,8 +113,8 @@ impl Front {
         if lifecycle.phase() >= Phase::Draining {
             return Err(GenerateError::Draining);
         }
-        let permit = self.permit()?;
-        let in_flight = metrics.arrived();
+        self.check_n(request.n)?;
+        let held = (self.permit(request.n)?, metrics.arrived());
         self.check_model(request.model.as_deref())?;
         let checked = Checked::new(&request, text)?;
         let deadline = arrived.after_ms(checked.timeout.as_millis() as u64);
@@ -135,6 +136,7 @@ impl Front {
             prompt_tokens: prompt.len(),
             names: name_blocks(root, &prompt, shape.layout.block_tokens),
             identity: shape.identity,
+            beside: None,
         };
         let mut stop_ids = request.stop_token_ids;
         if !request.ignore_eos {
@@ -150,55 +152,97 @@ impl Front {
             prompt_tokens: prompt.len() as u32,
             seed,
         };
-        let answer = text.answer(request.stop)?;
+        let texts = (0..request.n).map(|_| text.answer(request.stop.clone()));
+        let texts = texts.collect::<Result<Vec<_>, _>>()?;
+        let others = (1..u128::from(request.n)).map(|choice| RequestId(id.0.wrapping_add(choice)));
         let queue_deadline = deadline.min(clock::now().after_ms(config.queue_timeout.as_millis() as u64));
-        let admitted = cluster.submit(id, needs, queue_deadline)?;
-        let cancel = CancellationToken::new();
-        let job = Job {
+        let admitted = cluster.submit(id, others.collect(), needs, queue_deadline)?;
+        let _ = events.try_send(Ok(AnswerEvent::Started(started)));
+        let over = CancellationToken::new();
+        let choices = Arc::new(Choices::new(
+            request.n,
             arrived,
             deadline,
-            work: work(
-                id,
-                &shape,
-                prompt,
-                max_new_tokens,
-                stop_ids,
-                sampling::to_proto(request.sampling, seed, request.top_logprobs),
-                root,
-            ),
-            logprobs: request.logprobs,
-            router: config.router_id.clone(),
-            client_gone: cancel.clone(),
-            router_stops: lifecycle.shutdown_token(),
-        };
-        let life_config = LifeConfig {
+            metrics.clone(),
+            events,
+            over.clone(),
+            lifecycle.shutdown_token(),
+            span.clone(),
+            held,
+        ));
+        let work = work(
+            &shape,
+            prompt,
+            max_new_tokens,
+            stop_ids,
+            sampling::to_proto(request.sampling, seed, request.top_logprobs),
+            root,
+        );
+        for (choice, (admitted, text)) in (0..).zip(admitted.into_iter().zip(texts)) {
+            let job = Job {
+                choice,
+                work: of_choice(&work, choice, admitted.request()),
+                logprobs: request.logprobs,
+                router: config.router_id.clone(),
+            };
+            self.start(job, queue_deadline, admitted, text, choices.clone(), span);
+        }
+        Ok(AnswerStream::new(
+            receiver,
+            request.n,
+            over.drop_guard(),
+            lifecycle.requests().token(),
+        ))
+    }
+
+    /// Lets a choice live.
+    fn start(
+        &self,
+        job: Job,
+        queue_deadline: Time,
+        admitted: Admitted,
+        text: AnswerText,
+        choices: Arc<Choices>,
+        span: &Span,
+    ) {
+        let config = LifeConfig {
             reserve_ms: limits::RESERVE_MS,
             closing_ms: limits::CLOSING_MS,
             replace_ms: limits::REPLACE_MS,
             max_attempts: limits::ATTEMPTS,
-            vocabulary: text.model().tokenizer.vocabulary_len(),
+            vocabulary: self.inner.text.model().tokenizer.vocabulary_len(),
         };
-        let life = Life::new(life_config, clock::now(), queue_deadline, deadline, max_new_tokens);
-        let _ = events.try_send(Ok(AnswerEvent::Started(started)));
-        let held = lifecycle.requests().token();
-        let driver = Driver::new(life, cluster.clone(), admitted, job, answer, events, metrics.clone());
-        lifecycle.requests().spawn(
-            async move {
-                let _held: (OwnedSemaphorePermit, _) = (permit, in_flight);
-                driver.run().await;
-            }
-            .instrument(span.clone()),
+        // A further choice waits for the first, and its answer is under way by then: it has the time that the request has.
+        let (queue_deadline, span) = match job.choice {
+            0 => (queue_deadline, span.clone()),
+            choice => (choices.deadline, choice_span(span, choice)),
+        };
+        let life = Life::new(
+            config,
+            clock::now(),
+            queue_deadline,
+            choices.deadline,
+            job.work.max_new_tokens,
         );
-        let cancel: DropGuard = cancel.drop_guard();
-        Ok(AnswerStream::new(receiver, cancel, held))
+        let driver = Driver::new(life, self.inner.cluster.clone(), admitted, job, text, choices);
+        self.inner.lifecycle.requests().spawn(driver.run().instrument(span));
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, GenerateError> {
-        let permit = self.inner.permits.clone().try_acquire_owned();
+    fn permit(&self, choices: u32) -> Result<OwnedSemaphorePermit, GenerateError> {
+        let permit = self.inner.permits.clone().try_acquire_many_owned(choices);
         permit.map_err(|_| GenerateError::QueueFull {
             limit: limits::REQUESTS_IN_FLIGHT,
             retry_after: limits::SHED_RETRY,
         })
+    }
+
+    /// More choices than may ever wait are refused, since no retry would help.
+    fn check_n(&self, n: u32) -> Result<(), GenerateError> {
+        let most = (limits::CHOICES as usize).min(self.inner.config.admission.max_queue);
+        if (1..=most).contains(&(n as usize)) {
+            return Ok(());
+        }
+        Err(invalid(Field::N, format!("must be between 1 and {most}, not {n}")))
     }
 
     async fn encode(&self, input: Input, context: usize, deadline: Time) -> Result<Vec<TokenId>, GenerateError> {
@@ -226,14 +270,14 @@ impl Front {
 
     /// The ids of a prompt, as `generate` would see them.
     pub async fn tokenize(&self, model: Option<&str>, input: Input) -> Result<Vec<TokenId>, GenerateError> {
-        let _permit = self.permit()?;
+        let _permit = self.permit(1)?;
         self.check_model(model)?;
         in_time(self.inner.text.encode(input, limits::INPUT_TOKENS)).await
     }
 
     /// The text of ids.
     pub async fn detokenize(&self, model: Option<&str>, ids: Vec<TokenId>) -> Result<String, GenerateError> {
-        let _permit = self.permit()?;
+        let _permit = self.permit(1)?;
         self.check_model(model)?;
         in_time(self.inner.text.decode(ids)).await
     }
@@ -354,10 +398,8 @@ fn since(arrived: Time) -> Duration {
     Duration::from_micros(clock::now().0.saturating_sub(arrived.0))
 }
 
-/// The request as nodes see it; attempt and remaining time are set at each dispatch.
-#[allow(clippy::too_many_arguments)]
+/// The request as nodes see it; the choice's own is added by [`of_choice`], attempt and remaining time at each dispatch.
 fn work(
-    id: RequestId,
     shape: &Shape,
     prompt: Vec<TokenId>,
     max_new_tokens: u32,
@@ -366,7 +408,7 @@ fn work(
     root: BlockName,
 ) -> pb::Work {
     pb::Work {
-        request_id: id.to_bytes().to_vec(),
+        request_id: Vec::new(),
         attempt: 0,
         prompt,
         output: Vec::new(),
@@ -377,4 +419,13 @@ fn work(
         kv_identity: shape.identity.0.to_vec(),
         deadline_ms: 0,
     }
+}
+
+fn of_choice(work: &pb::Work, choice: u32, id: RequestId) -> pb::Work {
+    let mut work = work.clone();
+    work.request_id = id.to_bytes().to_vec();
+    if let Some(sampling) = &mut work.sampling {
+        sampling.choice = choice;
+    }
+    work
 }

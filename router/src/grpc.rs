@@ -134,10 +134,6 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Sta
     let sampling = request.sampling.unwrap_or_default();
     let stopping = request.stopping.unwrap_or_default();
     let output = request.output.unwrap_or_default();
-    if sampling.n == Some(0) {
-        return Err(invalid_field("sampling.n", "must be at least 1"));
-    }
-    not_built("sampling.n", sampling.n.is_some_and(|n| n > 1))?;
     let input = match request.input {
         Some(generate_request::Input::Text(text)) => Input::Text(text),
         Some(generate_request::Input::Chat(chat)) => chat_input(chat),
@@ -158,6 +154,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Sta
             frequency_penalty: sampling.frequency_penalty,
             logit_bias: sampling.logit_bias.into_iter().collect(),
         },
+        n: sampling.n.unwrap_or(1),
         max_tokens: stopping.max_tokens,
         stop: stopping.stop,
         stop_token_ids: stopping.stop_token_ids,
@@ -168,10 +165,6 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Sta
         timeout: None,
         span: tracing::Span::none(),
     })
-}
-
-fn not_built(field: &str, asked: bool) -> Result<(), Status> {
-    if asked { Err(status::not_built(field)) } else { Ok(()) }
 }
 
 /// How long the call may still take, if its client set a timeout: a little less than it said.
@@ -225,6 +218,7 @@ impl Spelling {
             Field::Model => "model",
             Field::Input => self.0,
             Field::Temperature => "sampling.temperature",
+            Field::N => "sampling.n",
             Field::TopK => "sampling.top_k",
             Field::TopP => "sampling.top_p",
             Field::MinP => "sampling.min_p",
@@ -279,6 +273,7 @@ fn event_to_proto(sequence: u64, event: AnswerEvent) -> pb::GenerateEvent {
             seed: started.seed,
         }),
         AnswerEvent::Delta(delta) => generate_event::Event::Delta(pb::TokenDelta {
+            choice: delta.choice,
             index: delta.index,
             ids: delta.ids,
             text: delta.text,
@@ -312,6 +307,7 @@ fn finished_to_proto(finished: Finished) -> pb::Finished {
     let (usage, timings, served) = (finished.usage, finished.timings, finished.served);
     let node = |node: Option<baton_kv::NodeId>| node.map(|node| node.0).unwrap_or_default();
     pb::Finished {
+        choice: finished.choice,
         reason: reason.into(),
         matched,
         usage: Some(pb::Usage {

@@ -5,6 +5,7 @@
 //! - [`core`] is pure: no I/O, no clock, no task, no randomness.
 //! - It never touches KV bytes, and never depends on the engine: it learns the KV identity from the nodes.
 
+mod choices;
 mod cluster;
 mod config;
 pub mod core;

@@ -1,6 +1,6 @@
-//! One request as a task: drives [`crate::core::request::Life`], holds its two streams, and turns its tokens into text.
+//! One choice of a request as a task: drives [`crate::core::request::Life`], holds its two streams, and turns its tokens into text.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use baton_kv::{Attempt, Epoch, NodeId, RequestId, Time, TokenId};
 use baton_node::{clock, limits as shared, telemetry};
@@ -8,11 +8,11 @@ use baton_proto::node::v1::{self as pb, decode_client::DecodeClient, decode_requ
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Span;
 
 use crate::{
+    choices::Choices,
     cluster::{Admitted, Answer, Cluster},
     core::{
         admission::{Event as AdmissionEvent, Leg},
@@ -20,7 +20,6 @@ use crate::{
         request::{Action, EndReason, Event, LegError, Life, Token},
     },
     error::GenerateError,
-    metrics::RouterMetrics,
     nodes::{self, LegStream},
     request::{AnswerEvent, Delta, FinishReason, Finished, Matched, Served, Timings, Usage},
     text::AnswerText,
@@ -31,18 +30,14 @@ mod wire;
 /// Messages to a decode node that wait: the opening one, and renewals.
 const DECODE_REQUESTS: usize = 4;
 
-type Item = Result<AnswerEvent, GenerateError>;
-
-/// What a request is, for its driver.
+/// What a choice is, for its driver.
 pub(crate) struct Job {
-    pub(crate) arrived: Time,
-    pub(crate) deadline: Time,
+    /// From 0.
+    pub(crate) choice: u32,
     /// All but attempt and remaining time.
     pub(crate) work: pb::Work,
     pub(crate) logprobs: bool,
     pub(crate) router: String,
-    pub(crate) client_gone: CancellationToken,
-    pub(crate) router_stops: CancellationToken,
 }
 
 impl Job {
@@ -62,7 +57,7 @@ struct DecodeLeg {
     requests: mpsc::Sender<pb::DecodeRequest>,
 }
 
-/// Drives one request. Dropping it, wherever it is, cancels both legs and gives the credits back.
+/// Drives one choice. Dropping it, wherever it is, cancels both legs and gives the credits back.
 pub(crate) struct Driver {
     life: Life,
     cluster: Cluster,
@@ -70,8 +65,7 @@ pub(crate) struct Driver {
     job: Job,
     request: RequestId,
     text: Option<AnswerText>,
-    events: mpsc::Sender<Item>,
-    metrics: RouterMetrics,
+    choices: Arc<Choices>,
     decode: Option<DecodeLeg>,
     prefill: Option<LegStream<pb::PrefillEvent>>,
     ticket: Option<pb::Ticket>,
@@ -92,8 +86,7 @@ impl Driver {
         admitted: Admitted,
         job: Job,
         text: AnswerText,
-        events: mpsc::Sender<Item>,
-        metrics: RouterMetrics,
+        choices: Arc<Choices>,
     ) -> Self {
         Self {
             life,
@@ -102,8 +95,7 @@ impl Driver {
             admitted,
             job,
             text: Some(text),
-            events,
-            metrics,
+            choices,
             decode: None,
             prefill: None,
             ticket: None,
@@ -116,7 +108,7 @@ impl Driver {
         }
     }
 
-    /// Runs the request to its end, which it always reaches: its deadline is one of the events.
+    /// Runs the choice to its end, which it always reaches: its deadline is one of the events.
     pub(crate) async fn run(mut self) {
         let mut actions = Vec::new();
         while !self.life.ended() {
@@ -137,8 +129,8 @@ impl Driver {
         let queued = self.life.queued();
         tokio::select! {
             biased;
-            () = self.job.client_gone.cancelled() => Event::ClientGone,
-            () = self.job.router_stops.cancelled() => Event::RouterStopped,
+            () = self.choices.over() => Event::ClientGone,
+            () = self.choices.router_stops() => Event::RouterStopped,
             answer = self.admitted.answers.recv(), if queued => granted(answer),
             event = next_of(self.decode.as_mut().map(|leg| &mut leg.events)) => self.decode_event(event),
             event = next_of(self.prefill.as_mut()) => wire::prefill_event(event),
@@ -265,14 +257,18 @@ impl Driver {
     fn work(&mut self, attempt: Attempt) -> pb::Work {
         self.job.work.attempt = attempt.0;
         pb::Work {
-            deadline_ms: clock::now().ms_until(self.job.deadline).max(1),
+            deadline_ms: clock::now().ms_until(self.choices.deadline).max(1),
             ..self.job.work.clone()
         }
     }
 
     /// Passes tokens on as text; says so if they complete a stop string.
     async fn deliver(&mut self, index: u32, tokens: Vec<Token>) -> Option<Event> {
+        if self.first_token.is_none() && self.job.choice == 0 && self.choices.several() {
+            self.tell(AdmissionEvent::Begun { request: self.request });
+        }
         let mut delta = Delta {
+            choice: self.job.choice,
             index,
             ..Delta::default()
         };
@@ -305,7 +301,8 @@ impl Driver {
         }
         let now = clock::now();
         self.completion_tokens += delta.ids.len() as u32;
-        self.metrics.tokens_left(delta.ids.len(), self.last_token, now);
+        self.choices.drew(delta.ids.len() as u32);
+        self.choices.metrics.tokens_left(delta.ids.len(), self.last_token, now);
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.send(AnswerEvent::Delta(delta)).await;
@@ -314,7 +311,7 @@ impl Driver {
     }
 
     async fn send(&mut self, event: AnswerEvent) {
-        match self.place().await {
+        match self.choices.place().await {
             Some(place) => {
                 place.send(Ok(event));
             }
@@ -322,22 +319,9 @@ impl Driver {
         }
     }
 
-    /// A place for one event. Waits for a slow client, but not for one that is gone, and not beyond the deadline.
-    async fn place(&mut self) -> Option<mpsc::OwnedPermit<Item>> {
-        tokio::select! {
-            biased;
-            place = self.events.clone().reserve_owned() => place.ok(),
-            () = self.job.client_gone.cancelled() => None,
-            () = self.job.router_stops.cancelled() => None,
-            () = clock::sleep_until(self.job.deadline) => None,
-        }
-    }
-
     async fn end(&mut self, outcome: Result<EndReason, GenerateError>) {
         let now = clock::now();
-        let took = Duration::from_micros(now.0.saturating_sub(self.job.arrived.0));
         let span = Span::current();
-        span.record("completion_tokens", self.completion_tokens);
         for (field, node) in [
             ("prefill_node", &self.life.record().prefill_node),
             ("decode_node", &self.life.record().decode_node),
@@ -348,39 +332,14 @@ impl Driver {
         }
         let finished = match outcome {
             Ok(reason) => self.finish(reason, now).await,
-            Err(error) => return self.failed(error, took).await,
+            Err(error) => return self.choices.failed(error).await,
         };
-        let place = if self.cut { None } else { self.place().await };
+        let place = if self.cut { None } else { self.choices.place().await };
         let Some(place) = place else {
-            return self.failed(self.cut_by(), took).await;
+            return self.choices.failed(self.choices.cut_by()).await;
         };
-        self.metrics.finished(&finished);
-        self.metrics.ended("ok", took);
-        span.record("outcome", "ok");
-        tracing::info!(
-            ttft_ms = finished.timings.ttft_ms,
-            total_ms = finished.timings.total_ms,
-            "answered"
-        );
+        self.choices.completed(&finished);
         place.send(Ok(AnswerEvent::Finished(Box::new(finished))));
-    }
-
-    fn cut_by(&self) -> GenerateError {
-        if self.job.client_gone.is_cancelled() {
-            GenerateError::Cancelled
-        } else if self.job.router_stops.is_cancelled() {
-            GenerateError::Draining
-        } else {
-            GenerateError::DeadlineExceeded("before the client had read the answer")
-        }
-    }
-
-    async fn failed(&mut self, error: GenerateError, took: Duration) {
-        self.metrics.ended(error.code(), took);
-        Span::current().record("outcome", error.code());
-        tracing::info!(code = error.code(), "failed: {error}");
-        // It reaches a client that reads, even after the deadline: its buffer has room, or gets some in a moment.
-        let _ = self.events.send_timeout(Err(error), shared::CALL_TIMEOUT).await;
     }
 
     async fn finish(&mut self, reason: EndReason, now: Time) -> Finished {
@@ -391,6 +350,7 @@ impl Driver {
             self.matched = rest.stop.map(Matched::Stop);
             if !rest.text.is_empty() {
                 let delta = Delta {
+                    choice: self.job.choice,
                     index: self.completion_tokens,
                     text: rest.text,
                     ..Delta::default()
@@ -406,15 +366,20 @@ impl Driver {
         if reason == FinishReason::Stop && self.matched.is_none() {
             self.matched = self.last_id.map(Matched::TokenId);
         }
-        let since_arrival = |time: Option<Time>| clock::ms_between(self.job.arrived, time.unwrap_or(now));
+        let since_arrival = |time: Option<Time>| clock::ms_between(self.choices.arrived, time.unwrap_or(now));
+        let mut usage = Usage {
+            completion_tokens: self.completion_tokens,
+            ..Usage::default()
+        };
+        if self.job.choice == 0 {
+            usage.prompt_tokens = self.job.work.prompt.len() as u32;
+            usage.cached_tokens = record.cached_tokens;
+        }
         Finished {
+            choice: self.job.choice,
             reason,
             matched: self.matched.take(),
-            usage: Usage {
-                prompt_tokens: self.job.work.prompt.len() as u32,
-                completion_tokens: self.completion_tokens,
-                cached_tokens: record.cached_tokens,
-            },
+            usage,
             timings: Timings {
                 queue_ms: record.router_queue_ms + record.node_queue_ms,
                 prefill_ms: record.prefill_ms,

@@ -42,6 +42,9 @@ pub(crate) const DEADLINE_MARGIN: Duration = Duration::from_millis(10);
 /// The longest wait that a shed client is told: beyond it our estimate is worth nothing.
 pub(crate) const SHED_RETRY_MAX: Duration = Duration::from_secs(60);
 
+/// Choices of one request: each is a unit of its own in the queue and on the nodes, and whoever wants more can ask again with another seed.
+pub(crate) const CHOICES: u32 = 16;
+
 /// Ids of one prompt or Detokenize call: as many as prompt text of one byte per token can have.
 pub(crate) const INPUT_TOKENS: usize = PROMPT_BYTES;
 

@@ -66,7 +66,7 @@ impl RouterMetrics {
         );
         registry.register_with_unit(
             "ttft",
-            "Time to the first token, of answers that were completed",
+            "Time to the first token of the first choice, of answers that were completed",
             seconds.clone(),
             metrics.ttft.clone(),
         );
@@ -126,8 +126,22 @@ impl RouterMetrics {
         }
     }
 
-    /// An answer was completed.
+    /// A choice was completed.
     pub(crate) fn finished(&self, finished: &Finished) {
+        for (kind, count) in [
+            ("prompt", finished.usage.prompt_tokens),
+            ("cached", finished.usage.cached_tokens),
+            ("completion", finished.usage.completion_tokens),
+        ] {
+            self.tokens.get_or_create(&[("kind", kind)]).inc_by(count.into());
+        }
+        self.handed_over.inc_by(finished.served.kv_bytes);
+        if finished.choice == 0 {
+            self.first_token(finished);
+        }
+    }
+
+    fn first_token(&self, finished: &Finished) {
         let Timings {
             queue_ms,
             prefill_ms,
@@ -149,14 +163,6 @@ impl RouterMetrics {
                 self.stages.get_or_create(&[("stage", stage)]).observe(ms / 1_000.0);
             }
         }
-        for (kind, count) in [
-            ("prompt", finished.usage.prompt_tokens),
-            ("cached", finished.usage.cached_tokens),
-            ("completion", finished.usage.completion_tokens),
-        ] {
-            self.tokens.get_or_create(&[("kind", kind)]).inc_by(count.into());
-        }
-        self.handed_over.inc_by(served.kv_bytes);
     }
 }
 

@@ -22,7 +22,9 @@ pub struct GenerateRequest {
     pub input: Input,
     /// How tokens are drawn.
     pub sampling: SamplingRequest,
-    /// Output tokens at most; `None` means what is left of the context.
+    /// Choices: answers to be drawn from the same prompt, at least 1.
+    pub n: u32,
+    /// Output tokens of each choice at most; `None` means what is left of the context.
     pub max_tokens: Option<u32>,
     /// The answer ends before the first of these.
     pub stop: Vec<String>,
@@ -49,6 +51,7 @@ impl GenerateRequest {
             model: None,
             input,
             sampling: SamplingRequest::default(),
+            n: 1,
             max_tokens: None,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
@@ -115,14 +118,14 @@ impl Default for Tenant {
     }
 }
 
-/// What an answer is made of: one `Started`, any number of `Delta`s, one `Finished`.
+/// What an answer is made of: one `Started`, and for each choice any number of `Delta`s and one `Finished`. Those of several choices come interleaved.
 #[derive(Clone, PartialEq, Debug)]
 pub enum AnswerEvent {
     /// First, once the request is admitted; it may still wait for a node.
     Started(Started),
     /// Tokens, text, or both.
     Delta(Delta),
-    /// Last.
+    /// Last of its choice.
     Finished(Box<Finished>),
 }
 
@@ -142,7 +145,9 @@ pub struct Started {
 /// A piece of the answer.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Delta {
-    /// Output index of the first of `ids`: 0, 1, 2, … over the answer, without gap or repeat.
+    /// Of which choice: from 0.
+    pub choice: u32,
+    /// Output index of the first of `ids`: 0, 1, 2, … over the choice, without gap or repeat.
     pub index: u32,
     /// May be empty, when only held-back text is released.
     pub ids: Vec<TokenId>,
@@ -154,9 +159,11 @@ pub struct Delta {
     pub top_logprobs: Vec<Vec<(TokenId, f32)>>,
 }
 
-/// How the answer ended.
+/// How a choice ended.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Finished {
+    /// Which: from 0.
+    pub choice: u32,
     /// Why.
     pub reason: FinishReason,
     /// What ended it, where that was a stop.
@@ -187,12 +194,12 @@ pub enum Matched {
     TokenId(TokenId),
 }
 
-/// Tokens of a request.
+/// Tokens of a choice; the sum over all choices is the request's. The prompt is the first choice's: the others' are 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
     /// Of the prompt.
     pub prompt_tokens: u32,
-    /// Of the answer.
+    /// Of the choice.
     pub completion_tokens: u32,
     /// Prompt tokens that were found in a KV pool and not computed.
     pub cached_tokens: u32,
@@ -201,7 +208,7 @@ pub struct Usage {
 /// Milliseconds; the first four are stages of the time to the first token.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Timings {
-    /// Waiting for a node: in the router and on the nodes.
+    /// Waiting for a node: in the router and on the nodes. Of a choice but the first: for the first one's first token, too.
     pub queue_ms: f64,
     /// Computing the prompt.
     pub prefill_ms: f64,
@@ -249,27 +256,28 @@ pub struct Model {
     pub created: SystemTime,
 }
 
-/// An answer under way. Ends after `Finished`, or after exactly one `Err`. Dropping it cancels the request on every node.
+/// An answer under way. Ends after the `Finished` of every choice, or after exactly one `Err`. Dropping it cancels the request on every node.
 #[derive(Debug)]
 pub struct AnswerStream {
     events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>,
-    /// `Finished` or an error has passed.
-    ended: bool,
+    /// Choices whose `Finished` has not passed; 0 once an error has.
+    unfinished: u32,
     /// A drain waits until the answer has been read.
     held: Option<TaskTrackerToken>,
     _cancel: DropGuard,
 }
 
 impl AnswerStream {
-    /// Reads `events`; `cancel` fires when the stream is dropped, and `held` is kept until it has ended.
+    /// Reads the `events` of so many `choices`; `cancel` fires when the stream is dropped, and `held` is kept until it has ended.
     pub(crate) fn new(
         events: mpsc::Receiver<Result<AnswerEvent, GenerateError>>,
+        choices: u32,
         cancel: DropGuard,
         held: TaskTrackerToken,
     ) -> Self {
         Self {
             events,
-            ended: false,
+            unfinished: choices,
             held: Some(held),
             _cancel: cancel,
         }
@@ -280,14 +288,18 @@ impl Stream for AnswerStream {
     type Item = Result<AnswerEvent, GenerateError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
+        if self.unfinished == 0 {
             return Poll::Ready(None);
         }
         let item = ready!(self.events.poll_recv(cx));
-        // The request's task always says how it ended, unless it panicked.
+        // A choice's task always says how it ended, unless it panicked.
         let item = item.unwrap_or_else(|| Err(GenerateError::Internal("the request's task has died".to_owned())));
-        self.ended = matches!(item, Ok(AnswerEvent::Finished(_)) | Err(_));
-        if self.ended {
+        match item {
+            Ok(AnswerEvent::Finished(_)) => self.unfinished -= 1,
+            Ok(_) => {}
+            Err(_) => self.unfinished = 0,
+        }
+        if self.unfinished == 0 {
             self.held = None;
         }
         Poll::Ready(Some(item))
@@ -305,7 +317,7 @@ mod tests {
     async fn a_drain_waits_until_the_answer_has_been_read() {
         let requests = TaskTracker::new();
         let (sender, events) = mpsc::channel(4);
-        let mut answer = AnswerStream::new(events, CancellationToken::new().drop_guard(), requests.token());
+        let mut answer = AnswerStream::new(events, 1, CancellationToken::new().drop_guard(), requests.token());
         sender
             .try_send(Ok(AnswerEvent::Delta(Delta::default())))
             .expect("there is room");
@@ -320,7 +332,7 @@ mod tests {
 
         let requests = TaskTracker::new();
         let (_sender, events) = mpsc::channel(1);
-        let unread = AnswerStream::new(events, CancellationToken::new().drop_guard(), requests.token());
+        let unread = AnswerStream::new(events, 1, CancellationToken::new().drop_guard(), requests.token());
         requests.close();
         drop(unread);
         assert!(requests.wait().now_or_never().is_some());

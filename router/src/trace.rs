@@ -12,6 +12,11 @@ pub fn request_span(headers: &HeaderMap) -> Span {
     span
 }
 
+/// The span of a request's further choice, within the request's.
+pub(crate) fn choice_span(request: &Span, choice: u32) -> Span {
+    tracing::info_span!(parent: request, "choice", choice, prefill_node = Empty, decode_node = Empty)
+}
+
 /// The span of a request whose edge made none.
 pub(crate) fn new_span() -> Span {
     tracing::info_span!(

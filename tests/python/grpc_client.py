@@ -40,6 +40,11 @@ assert finished.usage.completion_tokens == sum(len(event.delta.ids) for event in
 assert finished.served.prefill_node and finished.served.decode_node and finished.served.kv_bytes > 0, finished.served
 assert finished.timings.ttft_ms > 0, finished.timings
 
+events = list(call("Generate", chat=chat, sampling={"n": 2}, stopping={"max_tokens": 4}))
+assert [event.finished.choice for event in events if event.WhichOneof("event") == "finished"] in ([0, 1], [1, 0]), events
+ids = [[id for event in events if event.WhichOneof("event") == "delta" and event.delta.choice == choice for id in event.delta.ids] for choice in (0, 1)]
+assert ids[0] == ids[1] and len(ids[0]) == 4, ids
+
 try:
     list(call("Generate", chat=chat, sampling={"temperature": -1}))
 except grpc.RpcError as error:

@@ -36,6 +36,26 @@ sampled = dict(model=models[0].id, messages=messages, temperature=1.2, max_compl
 answers = [client.chat.completions.create(**sampled, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
 assert answers[0] == answers[1] != answers[2], answers
 
+# Several choices: the first is the answer that the seed gives alone, and each is the same again, whole or streamed.
+several = client.chat.completions.create(**sampled, seed=1, n=3)
+texts = [choice.message.content for choice in several.choices]
+assert [choice.index for choice in several.choices] == [0, 1, 2], several
+assert texts[0] == answers[0] and len(set(texts)) == 3, (texts, answers)
+alone = client.chat.completions.create(**sampled, seed=1)
+assert several.usage.prompt_tokens == alone.usage.prompt_tokens, "the prompt counts once"
+assert several.usage.completion_tokens > alone.usage.completion_tokens, several.usage
+chunks = list(client.chat.completions.create(**sampled, seed=1, n=3, stream=True, stream_options={"include_usage": True}))
+assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True], chunks
+assert chunks[-1].usage.completion_tokens == several.usage.completion_tokens, chunks[-1]
+for index, text in enumerate(texts):
+    own = [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == index]
+    assert own[0].delta.role == "assistant" and all(part.delta.role is None for part in own[1:]), own
+    assert "".join(part.delta.content or "" for part in own) == text, (own, text)
+    reasons = [part.finish_reason for part in own]
+    assert reasons == [None] * (len(own) - 1) + [several.choices[index].finish_reason], reasons
+greedy_texts = {choice.message.content for choice in client.chat.completions.create(**greedy, n=2).choices}
+assert greedy_texts == {choice.message.content}, "greedy choices are all equal"
+
 # A stop string, and a conversation.
 stop = choice.message.content[8:12]
 stopped = client.chat.completions.create(**greedy, stop=[stop])
@@ -49,6 +69,14 @@ plain = client.completions.create(model=models[0].id, prompt="The capital of Fra
 assert plain.choices[0].text and len(plain.choices[0].logprobs.tokens) == plain.usage.completion_tokens, plain
 streamed = client.completions.create(model=models[0].id, prompt="The capital of France is", max_tokens=6, temperature=0, stream=True)
 assert "".join(chunk.choices[0].text for chunk in streamed) == plain.choices[0].text
+pair = client.completions.create(model=models[0].id, prompt="The capital of France is", max_tokens=6, seed=1, n=2, best_of=2, logprobs=0)
+assert [choice.index for choice in pair.choices] == [0, 1], pair
+assert sum(len(choice.logprobs.tokens) for choice in pair.choices) == pair.usage.completion_tokens, pair
+streamed = client.completions.create(model=models[0].id, prompt="The capital of France is", max_tokens=6, seed=1, n=2, stream=True)
+texts = ["", ""]
+for chunk in streamed:
+    texts[chunk.choices[0].index] += chunk.choices[0].text
+assert texts == [choice.text for choice in pair.choices], (texts, pair)
 
 
 def refused(kind, code, **request):
@@ -61,7 +89,8 @@ def refused(kind, code, **request):
 
 
 refused(openai.BadRequestError, "NOT_BUILT", tools=[{"type": "function", "function": {"name": "f"}}])
-refused(openai.BadRequestError, "NOT_BUILT", n=2)
+refused(openai.BadRequestError, "INVALID_FIELD", n=17)
+refused(openai.BadRequestError, "NOT_BUILT", n=2, extra_body={"best_of": 3})
 refused(openai.BadRequestError, "INVALID_FIELD", temperature=-1)
 refused(openai.BadRequestError, "UNKNOWN_FIELD", extra_body={"frobnicate": 1})
 refused(openai.NotFoundError, "UNKNOWN_MODEL", model="gpt-5")

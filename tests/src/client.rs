@@ -83,24 +83,37 @@ pub async fn next(stream: &mut Streaming<GenerateEvent>) -> Result<Option<Genera
         .expect("an event, or an end, in time")
 }
 
-/// Runs a request to its end, checking what every stream must keep: sequence numbers and indices without gap or repeat,
-/// first `Started`, last `Finished`, nothing after it.
+/// Runs a request for one choice to its end, as [`choices`] does.
 pub async fn run(client: &mut GenerationClient<Channel>, request: GenerateRequest) -> Result<Answer, Status> {
+    let mut answers = choices(client, request).await?;
+    assert_eq!(answers.len(), 1);
+    Ok(answers.remove(0))
+}
+
+/// Runs a request to its end, checking what every stream must keep: sequence numbers and indices without gap or repeat,
+/// first `Started`, last of each choice `Finished`, nothing after it.
+pub async fn choices(client: &mut GenerationClient<Channel>, request: GenerateRequest) -> Result<Vec<Answer>, Status> {
+    let n = request.sampling.as_ref().and_then(|sampling| sampling.n).unwrap_or(1) as usize;
     let mut stream = client.generate(request).await?.into_inner();
-    let mut answer = Answer::default();
-    let (mut sequence, mut begun, mut ended) = (0, false, false);
+    let mut answers = vec![Answer::default(); n];
+    let mut ended = vec![false; n];
+    let (mut sequence, mut begun) = (0, false);
     while let Some(event) = next(&mut stream).await? {
-        assert!(!ended, "an event after the last");
         assert_eq!(event.sequence, sequence, "sequence numbers have no gap and no repeat");
         sequence += 1;
         match event.event.expect("an event that this client knows") {
             Event::Started(started) => {
                 assert!(!begun, "Started comes once");
                 begun = true;
-                answer.started = started;
+                for answer in &mut answers {
+                    answer.started = started.clone();
+                }
             }
             Event::Delta(delta) => {
                 assert!(begun, "Started comes first");
+                let choice = delta.choice as usize;
+                assert!(!ended[choice], "an event after the last");
+                let answer = &mut answers[choice];
                 assert_eq!(
                     delta.index as usize,
                     answer.ids.len(),
@@ -113,11 +126,16 @@ pub async fn run(client: &mut GenerationClient<Channel>, request: GenerateReques
                 answer.text.push_str(&delta.text);
             }
             Event::Finished(finished) => {
-                ended = true;
-                answer.finished = finished;
+                let choice = finished.choice as usize;
+                assert!(!ended[choice], "Finished comes once");
+                ended[choice] = true;
+                answers[choice].finished = finished;
             }
         }
     }
-    assert!(ended, "a stream that ends well ends with Finished");
-    Ok(answer)
+    assert!(
+        ended.iter().all(|ended| *ended),
+        "a stream that ends well ends with Finished, for each choice"
+    );
+    Ok(answers)
 }

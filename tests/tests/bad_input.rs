@@ -117,7 +117,11 @@ async fn over_grpc() {
             sampling(|sampling| sampling.min_p = Some(1.1)),
             Code::InvalidArgument,
         ),
-        ("n 2", sampling(|sampling| sampling.n = Some(2)), Code::Unimplemented),
+        (
+            "n 17",
+            sampling(|sampling| sampling.n = Some(17)),
+            Code::InvalidArgument,
+        ),
         ("n 0", sampling(|sampling| sampling.n = Some(0)), Code::InvalidArgument),
         (
             "max_tokens 0",

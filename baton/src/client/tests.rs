@@ -9,8 +9,7 @@ fn delta(sequence: u64, index: u32, ids: &[u32], text: &str) -> GenerateEvent {
         index,
         ids: ids.to_vec(),
         text: text.into(),
-        logprobs: Vec::new(),
-        top_logprobs: Vec::new(),
+        ..TokenDelta::default()
     };
     GenerateEvent {
         sequence,

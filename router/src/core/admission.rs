@@ -6,6 +6,9 @@
 //!    └─ refused    └──── requeue, in front ─┘   (a node had no room after all)
 //! ```
 //!
+//! A request may have several choices, each a unit of its own: the first goes through all of this, and the others are held until it has its first token. Then they
+//! wait in front of all, since they came before them, and go best beside it.
+//!
 //! A request is refused at its submission or never, and granted at most once per wait; nodes that go may come back, so that a request which waits does so until
 //! its deadline, which is its submitter's to keep. Its credits end with it: whoever submits it posts [`Event::Done`] at its end, always.
 
@@ -32,7 +35,7 @@ const PASSES: u32 = 64;
 /// Bounds of the queue, and how requests are placed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AdmissionConfig {
-    /// Requests that may wait; one more is refused at once.
+    /// Requests that may wait, each choice counted; one more is refused at once.
     pub max_queue: usize,
     /// Bytes of the prefix index.
     pub prefix_index_bytes: usize,
@@ -54,12 +57,19 @@ pub enum Leg {
 pub enum Event {
     /// A request wants in.
     Submit {
-        /// Its id, unused so far.
+        /// Its id, unused so far; that of its first choice, if there are more.
         request: RequestId,
-        /// What it needs.
+        /// Its further choices, each under an id of its own.
+        others: Vec<RequestId>,
+        /// What each needs.
         needs: Needs,
         /// Until when it will wait.
         deadline: Time,
+    },
+    /// The first choice has a token: where it decodes, its prompt's KV lies, and the others may follow.
+    Begun {
+        /// The first choice.
+        request: RequestId,
     },
     /// `by` had no room after all: the request gives its credits back and waits again, in front.
     Requeue {
@@ -162,10 +172,14 @@ pub enum Refusal {
 struct Request {
     needs: Needs,
     state: State,
+    /// Further choices that are held for this one.
+    others: Vec<RequestId>,
 }
 
 #[derive(Debug)]
 enum State {
+    /// Until the first choice has begun.
+    Held,
     Waiting {
         place: i64,
         since: Time,
@@ -179,6 +193,17 @@ enum State {
     },
 }
 
+impl State {
+    fn waiting(place: i64, since: Time, before: usize) -> Self {
+        Self::Waiting {
+            place,
+            since,
+            before,
+            passed: 0,
+        }
+    }
+}
+
 /// Queue, members and prefix index.
 #[derive(Debug)]
 pub struct Admission {
@@ -186,9 +211,11 @@ pub struct Admission {
     members: Members,
     index: PrefixIndex,
     requests: HashMap<RequestId, Request>,
-    /// By place; a requeued request takes one before the first.
+    /// By place; a requeued request, or one that was held, takes one before the first.
     queue: BTreeMap<i64, RequestId>,
     next_place: i64,
+    /// Requests that are [`State::Held`].
+    held: usize,
     /// Moving average: milliseconds waited per request in front.
     place_ms: Option<f64>,
 }
@@ -203,6 +230,7 @@ impl Admission {
             requests: HashMap::new(),
             queue: BTreeMap::new(),
             next_place: 0,
+            held: 0,
             place_ms: None,
         }
     }
@@ -223,9 +251,11 @@ impl Admission {
         match event {
             Event::Submit {
                 request,
+                others,
                 needs,
                 deadline,
-            } => self.submit(request, needs, deadline, now, actions),
+            } => self.submit(request, others, needs, deadline, now, actions),
+            Event::Begun { request } => self.begun(request, now),
             Event::Requeue { request, by } => self.requeue(request, by, now),
             Event::Acknowledged { request, leg } => return self.acknowledged(request, leg),
             Event::Settled { request, leg } => self.settled(request, leg),
@@ -250,27 +280,62 @@ impl Admission {
         self.dispatch(now, actions);
     }
 
-    fn submit(&mut self, request: RequestId, needs: Needs, deadline: Time, now: Time, actions: &mut Vec<Action>) {
-        if let Err(refusal) = self.admissible(&needs, deadline, now) {
+    fn submit(
+        &mut self,
+        request: RequestId,
+        others: Vec<RequestId>,
+        needs: Needs,
+        deadline: Time,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Err(refusal) = self.admissible(&needs, 1 + others.len(), deadline, now) {
             return actions.push(Action::Refused { request, refusal });
         }
         let place = self.next_place;
         self.next_place += 1;
-        let state = State::Waiting {
-            place,
-            since: now,
-            before: self.queue.len(),
-            passed: 0,
-        };
-        let old = self.requests.insert(request, Request { needs, state });
-        debug_assert!(old.is_none(), "request ids are drawn at random, once each");
+        for &other in &others {
+            self.insert(other, needs.clone(), State::Held, Vec::new());
+        }
+        self.held += others.len();
+        let state = State::waiting(place, now, self.queue.len());
+        self.insert(request, needs, state, others);
         self.queue.insert(place, request);
     }
 
-    fn admissible(&self, needs: &Needs, deadline: Time, now: Time) -> Result<(), Refusal> {
+    fn insert(&mut self, id: RequestId, needs: Needs, state: State, others: Vec<RequestId>) {
+        let request = Request { needs, state, others };
+        let old = self.requests.insert(id, request);
+        debug_assert!(old.is_none(), "request ids are drawn at random, once each");
+    }
+
+    fn begun(&mut self, request: RequestId, now: Time) {
+        let Some(first) = self.requests.get_mut(&request) else {
+            return;
+        };
+        let beside = match first.state {
+            State::Dispatched { decode, .. } => decode.map(|credit| credit.member),
+            State::Held | State::Waiting { .. } => None,
+        };
+        // From the last on, so that they stand in their order.
+        for id in std::mem::take(&mut first.others).into_iter().rev() {
+            let place = self.front();
+            let Some(other) = self.requests.get_mut(&id) else {
+                continue;
+            };
+            if matches!(other.state, State::Held) {
+                other.needs.beside = beside;
+                other.state = State::waiting(place, now, 0);
+                self.queue.insert(place, id);
+                self.held -= 1;
+            }
+        }
+    }
+
+    fn admissible(&self, needs: &Needs, choices: usize, deadline: Time, now: Time) -> Result<(), Refusal> {
         self.placeable(needs)?;
         let retry_ms = self.expected_wait_ms();
-        if self.queue.len() >= self.config.max_queue {
+        if self.queue.len() + self.held + choices > self.config.max_queue {
             let limit = self.config.max_queue;
             return Err(Refusal::QueueFull { limit, retry_ms });
         }
@@ -297,36 +362,32 @@ impl Admission {
         if let Some(member) = self.members.get_mut(by) {
             member.refused();
         }
-        let place = self
-            .queue
-            .first_key_value()
-            .map_or(self.next_place, |(first, _)| first - 1);
-        self.next_place = self.next_place.max(place + 1);
+        let place = self.front();
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        let state = State::Waiting {
-            place,
-            since: now,
-            before: 0,
-            passed: 0,
-        };
-        match std::mem::replace(&mut request.state, state) {
-            State::Dispatched { prefill, decode } => {
-                self.queue.insert(place, id);
-                for credit in [prefill, decode].into_iter().flatten() {
-                    self.members.give_back(credit);
-                }
+        if let State::Dispatched { prefill, decode } = request.state {
+            request.state = State::waiting(place, now, 0);
+            self.queue.insert(place, id);
+            for credit in [prefill, decode].into_iter().flatten() {
+                self.members.give_back(credit);
             }
-            waiting @ State::Waiting { .. } => request.state = waiting,
         }
+    }
+
+    /// A place before all that wait.
+    fn front(&mut self) -> i64 {
+        let first = self.queue.first_key_value();
+        let place = first.map_or(self.next_place, |(first, _)| first - 1);
+        self.next_place = self.next_place.max(place + 1);
+        place
     }
 
     fn credit(&mut self, request: RequestId, leg: Leg) -> Option<&mut Option<Credit>> {
         match (&mut self.requests.get_mut(&request)?.state, leg) {
             (State::Dispatched { prefill, .. }, Leg::Prefill) => Some(prefill),
             (State::Dispatched { decode, .. }, Leg::Decode) => Some(decode),
-            (State::Waiting { .. }, _) => None,
+            (State::Held | State::Waiting { .. }, _) => None,
         }
     }
 
@@ -348,6 +409,7 @@ impl Admission {
 
     fn done(&mut self, request: RequestId) {
         match self.requests.remove(&request).map(|request| request.state) {
+            Some(State::Held) => self.held -= 1,
             Some(State::Waiting { place, .. }) => {
                 self.queue.remove(&place);
             }
@@ -394,7 +456,7 @@ impl Admission {
     fn passed(&mut self, request: RequestId) -> Option<&mut u32> {
         match &mut self.requests.get_mut(&request)?.state {
             State::Waiting { passed, .. } => Some(passed),
-            State::Dispatched { .. } => None,
+            State::Held | State::Dispatched { .. } => None,
         }
     }
 
@@ -418,12 +480,12 @@ impl Admission {
         }
     }
 
-    /// Requests that wait.
+    /// Requests that wait for a node; choices that are held for their first do not.
     pub fn waiting(&self) -> usize {
         self.queue.len()
     }
 
-    /// Requests that wait or run.
+    /// Requests that are held, wait or run, each choice counted.
     pub fn requests(&self) -> usize {
         self.requests.len()
     }

@@ -32,6 +32,8 @@ pub struct Needs {
     pub names: Vec<BlockName>,
     /// What its KV must mean.
     pub identity: KvIdentity,
+    /// Where another choice of the same request decodes. All full blocks of the prompt lie there, whether reported yet or not, and are in use.
+    pub beside: Option<MemberId>,
 }
 
 /// Which legs it runs on.
@@ -120,7 +122,7 @@ pub fn candidates(needs: &Needs, members: &Members, index: &PrefixIndex, config:
 
     let mut local: Vec<Candidate> = decodes
         .iter()
-        .filter(|side| side.uncached <= config.local_prefill_tokens)
+        .filter(|side| side.beside || side.uncached <= config.local_prefill_tokens)
         .filter_map(Side::local)
         .collect();
     // Node and prompt may be large enough for each other, though busy now: such a node is waited for.
@@ -132,7 +134,8 @@ pub fn candidates(needs: &Needs, members: &Members, index: &PrefixIndex, config:
     if local.is_empty() && prefill_nodes.is_empty() {
         local = decodes.iter().filter_map(Side::local).collect();
     }
-    local.sort_by(better);
+    let elsewhere = |candidate: &Candidate| needs.beside.map(|decode| Path::Local { decode }) != Some(candidate.path);
+    local.sort_by(|a, b| elsewhere(a).cmp(&elsewhere(b)).then_with(|| better(a, b)));
 
     let mut prefills: Vec<Side<'_>> = prefill_nodes
         .into_iter()
@@ -169,6 +172,8 @@ struct Side<'a> {
     prefill_tokens: u64,
     pressure: f64,
     decode_blocks: u64,
+    /// [`Needs::beside`] is this one.
+    beside: bool,
 }
 
 impl<'a> Side<'a> {
@@ -177,7 +182,12 @@ impl<'a> Side<'a> {
             return None;
         }
         let block_tokens = member.hello().layout.block_tokens;
-        let held_blocks = index.held(member.id(), &needs.names);
+        let beside = needs.beside == Some(member.id());
+        let held_blocks = if beside {
+            needs.names.len()
+        } else {
+            index.held(member.id(), &needs.names)
+        };
         // A hit covers at most all tokens but the last.
         let held = (held_blocks * block_tokens).min(needs.prompt_tokens - 1);
         let uncached = needs.prompt_tokens - held;
@@ -190,13 +200,19 @@ impl<'a> Side<'a> {
             prefill_tokens: member.queued_tokens().saturating_add(uncached as u64),
             pressure: 1.0 - (member.available_blocks() as f64 - decode_blocks as f64) / member.hello().blocks as f64,
             decode_blocks,
+            beside,
         })
     }
 
-    /// With a decode credit: its blocks can be had. The blocks that are held count, too: to hold them takes them from the available ones.
+    /// With a decode credit: its blocks can be had. The blocks that are held count, too: to hold them takes them from the available ones, unless they are in use.
     fn decode(member: &'a Member, needs: &Needs, index: &PrefixIndex) -> Option<Self> {
         let side = Self::new(member, needs, index)?;
-        let room = member.available_blocks() >= blocks_for(member, needs.prompt_tokens);
+        let wanted = if side.beside {
+            side.decode_blocks
+        } else {
+            blocks_for(member, needs.prompt_tokens)
+        };
+        let room = member.available_blocks() >= wanted;
         (room && member.waiting() < DECODE_WAITING).then_some(side)
     }
 

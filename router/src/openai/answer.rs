@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Front,
-    request::{AnswerEvent, AnswerStream, Delta, FinishReason, Finished, GenerateRequest, Started},
+    request::{AnswerEvent, AnswerStream, Delta, FinishReason, Finished, GenerateRequest, Started, Usage},
 };
 
 /// What tells the two endpoints' answers apart.
@@ -31,8 +31,9 @@ pub(super) trait Shape: Send + 'static {
     const OBJECT: &'static str;
     const CHUNK: &'static str;
 
+    /// All but its index.
     fn choice(text: &str, logprobs: Value, reason: FinishReason) -> Value;
-    /// `text` is `None` in the last chunk.
+    /// All but its index. `text` is `None` in the last chunk.
     fn chunk_choice(text: Option<&str>, logprobs: Value, reason: Option<FinishReason>, first: bool) -> Value;
     fn logprobs(tokens: &[TokenLogprob]) -> Value;
 }
@@ -72,7 +73,7 @@ pub(super) async fn respond<S: Shape>(
     delivery: Delivery,
     _shape: S,
 ) -> Result<Response, ApiError> {
-    let logprobs = request.logprobs;
+    let (n, logprobs) = (request.n, request.logprobs);
     let failed = |error| ApiError::from_generate(&error, S::ENDPOINT);
     let mut events = front.generate(request).await.map_err(failed)?;
     let Some(AnswerEvent::Started(started)) = events.next().await.transpose().map_err(failed)? else {
@@ -86,9 +87,9 @@ pub(super) async fn respond<S: Shape>(
         started,
         logprobs,
         include_usage: delivery.include_usage,
-        detokenizer: front.detokenizer(),
-        offset: 0,
-        first: true,
+        choices: (0..n).map(|_| Choice::new(front.detokenizer())).collect(),
+        usage: Usage::default(),
+        unfinished: n,
         shape: std::marker::PhantomData,
     };
     let event = events
@@ -118,42 +119,74 @@ struct Writer<S> {
     created: u64,
     logprobs: bool,
     include_usage: bool,
-    /// Of the whole answer, for `offset`: a character may take several tokens, and a control token shows none.
+    /// By index.
+    choices: Vec<Choice>,
+    /// Of the choices that have finished.
+    usage: Usage,
+    unfinished: u32,
+    shape: std::marker::PhantomData<S>,
+}
+
+/// A choice under way.
+struct Choice {
+    /// Of its whole answer, for `offset`: a character may take several tokens, and a control token shows none.
     detokenizer: Detokenizer,
     /// Characters of the tokens so far.
     offset: usize,
+    /// No chunk has been written.
     first: bool,
-    shape: std::marker::PhantomData<S>,
+}
+
+impl Choice {
+    fn new(detokenizer: Detokenizer) -> Self {
+        Self {
+            detokenizer,
+            offset: 0,
+            first: true,
+        }
+    }
 }
 
 impl<S: Shape> Writer<S> {
     async fn whole(mut self, first: AnswerEvent, mut events: AnswerStream) -> Result<Response, ApiError> {
-        let (mut text, mut tokens) = (String::new(), Vec::new());
+        let mut texts: Vec<_> = self.choices.iter().map(|_| (String::new(), Vec::new())).collect();
+        let (mut choices, mut details) = (vec![Value::Null; self.choices.len()], Value::Null);
         let mut event = first;
-        let finished = loop {
+        loop {
             match event {
                 AnswerEvent::Delta(delta) => {
+                    let (text, tokens) = &mut texts[delta.choice as usize];
                     text.push_str(&delta.text);
                     if self.logprobs {
                         tokens.extend(self.token_logprobs(&delta));
                     }
                 }
-                AnswerEvent::Finished(finished) => break finished,
+                AnswerEvent::Finished(finished) => {
+                    let (text, tokens) = &texts[finished.choice as usize];
+                    let logprobs = if self.logprobs {
+                        S::logprobs(tokens)
+                    } else {
+                        Value::Null
+                    };
+                    let choice = S::choice(text, logprobs, finished.reason);
+                    choices[finished.choice as usize] = indexed(choice, finished.choice);
+                    if finished.choice == 0 {
+                        details = self.details(&finished);
+                    }
+                    if self.ends_with(&finished) {
+                        break;
+                    }
+                }
                 AnswerEvent::Started(_) => return Err(broken::<S>()),
             }
             let next = events.next().await.transpose();
             event = next
                 .map_err(|error| ApiError::from_generate(&error, S::ENDPOINT))?
                 .ok_or_else(broken::<S>)?;
-        };
-        let logprobs = if self.logprobs {
-            S::logprobs(&tokens)
-        } else {
-            Value::Null
-        };
-        let mut answer = self.envelope(S::OBJECT, json!([S::choice(&text, logprobs, finished.reason)]));
-        answer["usage"] = usage(&finished);
-        answer["baton"] = self.details(&finished);
+        }
+        let mut answer = self.envelope(S::OBJECT, Value::Array(choices));
+        answer["usage"] = usage(&self.usage);
+        answer["baton"] = details;
         Ok(Json(answer).into_response())
     }
 
@@ -191,20 +224,20 @@ impl<S: Shape> Writer<S> {
                 } else {
                     Value::Null
                 };
-                (
-                    self.chunk(
-                        json!([S::chunk_choice(Some(&delta.text), logprobs, None, self.first)]),
-                        None,
-                    ),
-                    false,
-                )
+                let first = self.choices[delta.choice as usize].first;
+                let choice = S::chunk_choice(Some(&delta.text), logprobs, None, first);
+                (self.chunk(delta.choice, choice, None), false)
             }
             AnswerEvent::Finished(finished) => {
-                let choice = S::chunk_choice(None, Value::Null, Some(finished.reason), self.first);
-                let mut text = self.chunk(json!([choice]), Some(&finished));
+                let first = self.choices[finished.choice as usize].first;
+                let choice = S::chunk_choice(None, Value::Null, Some(finished.reason), first);
+                let mut text = self.chunk(finished.choice, choice, Some(&finished));
+                if !self.ends_with(&finished) {
+                    return (text, false);
+                }
                 if self.include_usage {
                     let mut last = self.envelope(S::CHUNK, json!([]));
-                    last["usage"] = usage(&finished);
+                    last["usage"] = usage(&self.usage);
                     text.push_str(&sse(&last));
                 }
                 text.push_str("data: [DONE]\n\n");
@@ -214,9 +247,18 @@ impl<S: Shape> Writer<S> {
         }
     }
 
-    fn chunk(&mut self, choices: Value, finished: Option<&Finished>) -> String {
-        self.first = false;
-        let mut chunk = self.envelope(S::CHUNK, choices);
+    /// Counts a choice's end, and says whether it was the last.
+    fn ends_with(&mut self, finished: &Finished) -> bool {
+        self.usage.prompt_tokens += finished.usage.prompt_tokens;
+        self.usage.completion_tokens += finished.usage.completion_tokens;
+        self.usage.cached_tokens += finished.usage.cached_tokens;
+        self.unfinished -= 1;
+        self.unfinished == 0
+    }
+
+    fn chunk(&mut self, index: u32, choice: Value, finished: Option<&Finished>) -> String {
+        self.choices[index as usize].first = false;
+        let mut chunk = self.envelope(S::CHUNK, json!([indexed(choice, index)]));
         if self.include_usage {
             chunk["usage"] = Value::Null;
         }
@@ -272,15 +314,16 @@ impl<S: Shape> Writer<S> {
             let (text, bytes) = spelled(id);
             Alternative { text, bytes, logprob }
         };
+        let choice = &mut self.choices[delta.choice as usize];
         let mut lists = delta.top_logprobs.iter();
         let pairs = delta.ids.iter().zip(&delta.logprobs);
         pairs
             .map(|(&id, &logprob)| {
                 let (text, bytes) = spelled(id);
                 let alternatives = lists.next().into_iter().flatten().map(alternative).collect();
-                let offset = self.offset;
-                let shown = self.detokenizer.push(id).unwrap_or_default();
-                self.offset += shown.chars().count();
+                let offset = choice.offset;
+                let shown = choice.detokenizer.push(id).unwrap_or_default();
+                choice.offset += shown.chars().count();
                 TokenLogprob {
                     text,
                     bytes,
@@ -293,8 +336,12 @@ impl<S: Shape> Writer<S> {
     }
 }
 
-fn usage(finished: &Finished) -> Value {
-    let usage = &finished.usage;
+fn indexed(mut choice: Value, index: u32) -> Value {
+    choice["index"] = json!(index);
+    choice
+}
+
+fn usage(usage: &Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -154,7 +154,6 @@ impl Shape for Chat {
 
     fn choice(text: &str, logprobs: Value, reason: FinishReason) -> Value {
         json!({
-            "index": 0,
             "message": { "role": "assistant", "content": text, "refusal": null },
             "logprobs": logprobs,
             "finish_reason": answer::reason(reason),
@@ -169,7 +168,7 @@ impl Shape for Chat {
         if let Some(text) = text {
             delta.insert("content".to_owned(), json!(text));
         }
-        json!({ "index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason.map(answer::reason) })
+        json!({ "delta": delta, "logprobs": logprobs, "finish_reason": reason.map(answer::reason) })
     }
 
     fn logprobs(tokens: &[answer::TokenLogprob]) -> Value {

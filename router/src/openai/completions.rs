@@ -79,7 +79,6 @@ impl Shape for Completion {
 
     fn chunk_choice(text: Option<&str>, logprobs: Value, reason: Option<FinishReason>, _first: bool) -> Value {
         json!({
-            "index": 0,
             "text": text.unwrap_or_default(),
             "logprobs": logprobs,
             "finish_reason": reason.map(answer::reason),

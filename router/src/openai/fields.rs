@@ -127,9 +127,9 @@ pub(super) fn shared(fields: &mut Fields, request: &mut GenerateRequest) -> Resu
     // A label of the client's own.
     let _ = fields.string("user")?;
 
-    let one = |value: &Value| value.as_f64() == Some(1.0);
-    fields.not_built("n", one)?;
-    fields.not_built("best_of", one)?;
+    request.n = fields.count("n")?.unwrap_or(1);
+    // More would be drawn than are shown, and the best chosen.
+    fields.not_built("best_of", |value| value.as_u64() == Some(request.n.into()))?;
 
     let stream = fields.flag("stream")?.unwrap_or(false);
     let include_usage = match fields.take("stream_options") {

@@ -2,7 +2,8 @@
 //!
 //! A field that is unknown, or known and not built yet, is a typed 400 that names it; none is ignored. (`user` is a label of the
 //! client's own and changes nothing, as with OpenAI.) Further fields that Baton takes: `top_k`, `min_p`, `ignore_eos`, `stop_token_ids`.
-//! The last chunk of a stream, and every whole answer, carry an object `baton` with the seed, the stage timings and the nodes that served it.
+//! The last chunk of each choice in a stream, and every whole answer, carry an object `baton` with the seed, the stage timings and the nodes that served it: the
+//! choice, or the first one of a whole answer.
 
 mod answer;
 mod body;

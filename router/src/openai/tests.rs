@@ -30,7 +30,7 @@ fn refused(error: ApiError) -> (String, Option<String>) {
 fn chat_fields_arrive() {
     let request = parse_chat(json!({
         "model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "seed": -1, "max_completion_tokens": 5, "stop": "x",
-        "stop_token_ids": [3], "ignore_eos": true, "logprobs": true, "user": "u", "n": 1, "presence_penalty": 0.5, "tools": [], "top_logprobs": 3,
+        "stop_token_ids": [3], "ignore_eos": true, "logprobs": true, "user": "u", "n": 3, "best_of": 3, "presence_penalty": 0.5, "tools": [], "top_logprobs": 3,
         "response_format": { "type": "text" }, "logit_bias": { "5": -100, "7": 1.5 }, "parallel_tool_calls": true,
         "frequency_penalty": -0.25, "repetition_penalty": 1.2
     }))
@@ -41,7 +41,7 @@ fn chat_fields_arrive() {
     assert_eq!(request.sampling.top_k, Some(7));
     assert_eq!(request.sampling.min_p, Some(0.1));
     assert_eq!(request.sampling.seed, Some(u64::MAX));
-    assert_eq!(request.max_tokens, Some(5));
+    assert_eq!((request.n, request.max_tokens), (3, Some(5)));
     assert_eq!(request.stop, ["x"]);
     assert_eq!(request.stop_token_ids, [3]);
     assert!(request.ignore_eos && request.logprobs);
@@ -60,7 +60,7 @@ fn absent_and_null_take_the_defaults() {
     ] {
         let request = parse_chat(extra).expect("valid");
         assert_eq!(request.sampling.temperature, Some(1.0), "OpenAI's default");
-        assert_eq!(request.max_tokens, None);
+        assert_eq!((request.n, request.max_tokens), (1, None));
         assert!(request.stop.is_empty() && !request.logprobs && !request.ignore_eos);
     }
 }
@@ -68,7 +68,8 @@ fn absent_and_null_take_the_defaults() {
 #[test]
 fn what_cannot_be_served_is_named() {
     for (extra, code, param) in [
-        (json!({ "n": 2 }), "NOT_BUILT", "n"),
+        (json!({ "n": 1.5 }), "INVALID_FIELD", "n"),
+        (json!({ "n": 2, "best_of": 3 }), "NOT_BUILT", "best_of"),
         (json!({ "tools": [{}] }), "NOT_BUILT", "tools"),
         (json!({ "tool_choice": "auto" }), "NOT_BUILT", "tool_choice"),
         (

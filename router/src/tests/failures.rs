@@ -324,9 +324,9 @@ async fn bad_input_names_its_field() {
             "sampling.min_p",
         ),
         (
-            sampling(api::Sampling { n: Some(2), ..none() }),
-            Code::Unimplemented,
-            "NOT_BUILT",
+            sampling(api::Sampling { n: Some(17), ..none() }),
+            Code::InvalidArgument,
+            "INVALID_FIELD",
             "sampling.n",
         ),
         (

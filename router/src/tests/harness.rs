@@ -14,6 +14,8 @@ use baton_proto::{
 };
 use baton_text::ModelText;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     runtime::{Builder, Runtime},
     sync::mpsc,
     time::{sleep, timeout},
@@ -123,6 +125,17 @@ pub(super) fn config(grpc: SocketAddr, http: SocketAddr) -> RouterConfig {
 impl Router {
     pub(super) fn client(&self) -> GenerationClient<Channel> {
         GenerationClient::new(self.channel.clone())
+    }
+
+    /// What it says of itself.
+    pub(super) async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.http).await.expect("HTTP listens");
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.expect("written");
+        let mut answer = String::new();
+        let read = soon("the metrics", stream.read_to_string(&mut answer)).await;
+        read.expect("in order");
+        answer
     }
 
     pub(super) async fn generate(&self, request: api::GenerateRequest) -> Result<Answer, Status> {

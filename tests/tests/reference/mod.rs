@@ -49,11 +49,17 @@ impl Reference {
 
     /// The whole prompt in one step, then one token a step. `seed`: as [`baton_tests::client::sampled`]; none: greedy.
     pub(crate) fn run(&mut self, prompt: &[u32], output: u32, seed: Option<u64>) -> Expected {
+        self.choice(prompt, output, seed, 0)
+    }
+
+    /// The same of any choice.
+    pub(crate) fn choice(&mut self, prompt: &[u32], output: u32, seed: Option<u64>, choice: u32) -> Expected {
         let params = seed.map_or_else(SamplingParams::greedy, |seed| SamplingParams {
             temperature: 0.9,
             top_k: 50,
             top_p: 0.95,
             seed,
+            choice,
             ..SamplingParams::greedy()
         });
         let mut expected = Expected {

@@ -90,14 +90,20 @@ impl Run {
     }
 
     fn submit(&mut self, id: u128, prompt_tokens: usize) {
+        self.submit_several(id, Vec::new(), prompt_tokens);
+    }
+
+    fn submit_several(&mut self, id: u128, others: Vec<RequestId>, prompt_tokens: usize) {
         let needs = Needs {
             prompt_tokens,
             names: (0..prompt_tokens / 4).map(|i| BlockName([i as u8; 32])).collect(),
             identity: IDENTITY,
+            beside: None,
         };
         let deadline = Time(self.now).after_ms(30_000);
         self.step(Event::Submit {
             request: RequestId(id),
+            others,
             needs,
             deadline,
         });
@@ -324,9 +330,65 @@ fn a_hello_is_checked() {
     assert!(run.admission.join(other).is_ok());
 }
 
+#[test]
+fn further_choices_follow_the_first_in_front_of_all_and_beside_it() {
+    let mut run = Run::new(4);
+    let decode = run.node("d", Role::Decode, 6);
+    // 3 blocks each: 8 tokens and the one after.
+    run.submit_several(1, vec![id(2), id(3)], 8);
+    run.submit(4, 8);
+    run.submit(5, 8);
+    assert_eq!(run.granted(), [1, 4]);
+    // Two are held and one waits: there is room for one more, not for two.
+    run.submit_several(6, vec![id(7)], 8);
+    assert_eq!(run.refusals(), [(6, Refusal::QueueFull { limit: 4, retry_ms: 0 })]);
+    assert_eq!((run.admission.waiting(), run.admission.requests()), (1, 5));
+    run.node("p", Role::Prefill, 20);
+    run.step(Event::Begun { request: id(1) });
+    run.step(Event::Begun { request: id(1) });
+    assert_eq!((run.admission.waiting(), run.admission.requests()), (3, 5));
+    for request in [1, 4] {
+        run.step(Event::Acknowledged {
+            request: id(request),
+            leg: Leg::Decode,
+        });
+    }
+    // One block for each: the prompt's own two are in use there. They need no prefill node.
+    run.load(decode, Phase::Ready, 2);
+    assert_eq!(run.granted(), [1, 4, 2, 3]);
+    let beside = run.actions.iter().filter_map(|action| match action {
+        Action::Granted { request, candidate } if [2, 3].contains(&request.0) => Some(candidate),
+        _ => None,
+    });
+    for candidate in beside {
+        assert_eq!(candidate.path, Path::Local { decode });
+        assert_eq!((candidate.decode_blocks, candidate.uncached_tokens), (1, 1));
+    }
+}
+
+#[test]
+fn choices_whose_first_has_failed_are_forgotten_one_by_one() {
+    let mut run = Run::new(4);
+    run.node("d", Role::Decode, 6);
+    run.submit_several(1, vec![id(2), id(3)], 8);
+    run.step(Event::Done { request: id(1) });
+    run.step(Event::Begun { request: id(1) });
+    assert_eq!((run.granted(), run.admission.requests()), (vec![1], 2));
+    for request in [2, 3] {
+        run.step(Event::Done { request: id(request) });
+    }
+    assert_eq!(run.admission.requests(), 0);
+    run.submit_several(4, vec![id(5), id(6), id(7)], 8);
+    assert_eq!(run.granted(), [1, 4]);
+}
+
+/// Of the property below.
+const MAX_QUEUE: usize = 5;
+
 #[derive(Clone, Debug)]
 enum Op {
-    Submit(usize),
+    Submit(usize, u128),
+    Begin(usize),
     Cancel(usize),
     Requeue(usize),
     Acknowledge(usize, bool),
@@ -340,7 +402,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let one = 0..1_000_usize;
     prop_oneof![
-        8 => (1..100_usize).prop_map(Op::Submit),
+        8 => (1..100_usize, 0..4_u128).prop_map(|(tokens, others)| Op::Submit(tokens, others)),
+        5 => one.clone().prop_map(Op::Begin),
         5 => one.clone().prop_map(Op::Cancel),
         2 => one.clone().prop_map(Op::Requeue),
         5 => (one.clone(), any::<bool>()).prop_map(|(i, leg)| Op::Acknowledge(i, leg)),
@@ -360,24 +423,39 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     /// Whatever comes: each wait is answered at most once, the queue keeps its bound, only members get requests and only within what they have
-    /// left, and when all requests are done every credit is back.
+    /// left, choices are held until their first has begun, and when all requests are done every credit is back.
     #[test]
     fn credits_come_back(ops in prop::collection::vec(op(), 0..200)) {
-        let mut run = Run::new(5);
+        let mut run = Run::new(MAX_QUEUE);
         let (mut waiting, mut running, mut members) = (Vec::new(), Vec::new(), Vec::new());
+        // With the first choice of each.
+        let mut held: Vec<(u128, u128)> = Vec::new();
         let mut next = 0_u128;
         for op in ops {
             run.actions.clear();
             let mut replaced = None;
             match op {
-                Op::Submit(tokens) => {
-                    next += 1;
-                    waiting.push(next);
-                    run.submit(next, tokens);
+                Op::Submit(tokens, others) => {
+                    let first = next + 1;
+                    next = first + others;
+                    waiting.push(first);
+                    let before = waiting.len() - 1 + held.len();
+                    run.submit_several(first, (first + 1..=next).map(RequestId).collect(), tokens);
+                    if run.refusals().is_empty() {
+                        prop_assert!(before + 1 + others as usize <= MAX_QUEUE);
+                        held.extend((first + 1..=next).map(|other| (first, other)));
+                    }
                 }
+                Op::Begin(i) => if let Some(request) = pick(&running, i) {
+                    waiting.extend(held.iter().filter(|(first, _)| *first == request).map(|(_, other)| *other));
+                    held.retain(|(first, _)| *first != request);
+                    run.step(Event::Begun { request: id(request) });
+                },
                 Op::Cancel(i) => {
-                    let all: Vec<u128> = waiting.iter().chain(&running).copied().collect();
+                    let others = held.iter().map(|(_, other)| *other);
+                    let all: Vec<u128> = waiting.iter().chain(&running).copied().chain(others).collect();
                     if let Some(request) = pick(&all, i) {
+                        held.retain(|(_, other)| *other != request);
                         waiting.retain(|other| *other != request);
                         running.retain(|other| *other != request);
                         run.step(Event::Done { request: id(request) });
@@ -434,11 +512,11 @@ proptest! {
                 }
             }
             prop_assert_eq!(run.admission.waiting(), waiting.len());
-            prop_assert_eq!(run.admission.requests(), waiting.len() + running.len());
+            prop_assert_eq!(run.admission.requests(), waiting.len() + running.len() + held.len());
             let distinct: HashSet<u128> = waiting.iter().chain(&running).copied().collect();
             prop_assert_eq!(distinct.len(), waiting.len() + running.len());
         }
-        for request in waiting.into_iter().chain(running) {
+        for request in waiting.into_iter().chain(running).chain(held.into_iter().map(|(_, other)| other)) {
             run.step(Event::Done { request: id(request) });
             // What is granted by it is done, too, in its turn or here.
         }

@@ -77,6 +77,7 @@ fn needs(prompt_tokens: usize) -> Needs {
         prompt_tokens,
         names,
         identity: IDENTITY,
+        beside: None,
     }
 }
 
@@ -130,6 +131,33 @@ fn local_without_prefill_nodes_or_when_little_is_left() {
     hold(&mut both, 2, 3);
     assert_eq!(best(&both, 16, 3), Some(Path::Handoff { prefill, decode }));
     assert_eq!(best(&both, 16, 4), Some(Path::Local { decode }));
+}
+
+#[test]
+fn beside_another_choice_if_there_is_room_and_anywhere_else_if_not() {
+    let mut nodes = cluster(&[(Prefill, 0, 50), (Decode, 0, 80), (Decode, 0, 1), (Decode, 0, 80)]);
+    let (prefill, other, decode) = (nodes.ids[0], nodes.ids[1], nodes.ids[2]);
+    hold(&mut nodes, 1, 4);
+    let mut needs = needs(18);
+    needs.beside = Some(decode);
+    let found = |nodes: &Cluster| {
+        let config = PlacementConfig {
+            local_prefill_tokens: 8,
+        };
+        let found = candidates(&needs, &nodes.members, &nodes.index, &config);
+        found.into_iter().map(|candidate| candidate.path).collect::<Vec<_>>()
+    };
+    // It needs one block there, the others are in use; a handoff to it would be as good as any.
+    assert_eq!(
+        found(&nodes)[..2],
+        [Path::Local { decode }, Path::Local { decode: other }]
+    );
+    let member = nodes.members.get_mut(decode).expect("a member");
+    member.report(load(0, 0));
+    assert_eq!(found(&nodes)[0], Path::Local { decode: other });
+    nodes.members.leave(other);
+    let decode = nodes.ids[3];
+    assert_eq!(found(&nodes)[0], Path::Handoff { prefill, decode });
 }
 
 #[test]
