@@ -29,7 +29,7 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Hold a conversation: Ctrl-C cancels an answer, Ctrl-D ends
     Chat(ChatArgs),
-    /// Fetch the default model, or say what a model file holds
+    /// Fetch the default model, or say what a model holds
     #[command(subcommand)]
     Model(ModelCommand),
     /// Run a router: takes requests, places them on nodes

@@ -1,6 +1,7 @@
-//! The default model: where it lies, and how it gets there.
+//! Models: the default one, where it lies and how it gets there; and what `--model` names.
 
 mod fetch;
+mod hub;
 
 use std::{
     env,
@@ -13,6 +14,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 pub(crate) use fetch::{Fetched, fetch};
+pub(crate) use hub::Parts;
+use hub::{Hub, HubName};
 
 /// The file's name.
 pub(crate) const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -52,15 +55,31 @@ pub(crate) fn default_path() -> PathBuf {
     .join(FILE)
 }
 
-/// The model to open: `explicit`, else the default model, which must have been fetched.
-pub(crate) fn path(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    let path = explicit.clone().unwrap_or_else(default_path);
-    anyhow::ensure!(
-        explicit.is_some() || path.is_file(),
-        "there is no model at {}: fetch it with `baton model fetch`, or pass --model with a GGUF file or a directory",
-        path.display()
-    );
-    Ok(path)
+/// The file or directory of the model to open: what `explicit` names, else the default model, which must have been fetched. A model of the hub is downloaded,
+/// unless it is there.
+///
+/// Dropping the future leaves a download that runs to the end of the process; what is there then is taken up by the next.
+pub(crate) async fn locate(explicit: Option<&Path>, parts: Parts) -> anyhow::Result<PathBuf> {
+    let Some(named) = explicit else {
+        let path = default_path();
+        anyhow::ensure!(
+            path.is_file(),
+            "there is no model at {}: fetch it with `baton model fetch`, or pass --model with a GGUF file, a directory, or ORG/NAME of a hub",
+            path.display()
+        );
+        return Ok(path);
+    };
+    if named.exists() {
+        return Ok(named.to_owned());
+    }
+    match named.to_str().and_then(HubName::parse) {
+        Some(name) => Ok(Hub::from_env()?.model(&name, parts).await?),
+        None => anyhow::bail!(
+            "there is no model {}: --model takes a GGUF file, a directory with config.json, or ORG/NAME of a hub; `baton model fetch` fetches the default \
+             model",
+            named.display()
+        ),
+    }
 }
 
 /// Whether `path` holds the default model, by its digest. `progress` gets the bytes read so far.

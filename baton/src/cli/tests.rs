@@ -49,6 +49,8 @@ fn lines_parse() {
         "baton chat --system short --timings",
         "baton model fetch --dir models",
         "baton model info",
+        "baton model info org/name",
+        "baton up --model org/name@v1/m.gguf",
         "baton router --grpc 127.0.0.1:0 --http 127.0.0.1:0 --model m.gguf --exit-when-stdin-closes",
         "baton prefill --grpc 127.0.0.1:0 --ops 127.0.0.1:0 --router http://127.0.0.1:7070 --model m.gguf --node-id prefill-0 --threads 1 --kv-bytes 1GiB",
         "baton decode --simulated --isa portable --exit-when-stdin-closes",

@@ -8,7 +8,7 @@ use baton_text::ModelText;
 use clap::{Args, Subcommand};
 
 use crate::{
-    models::{self, Fetched},
+    models::{self, Fetched, Parts},
     output,
 };
 
@@ -17,7 +17,7 @@ use crate::{
 pub(crate) enum ModelCommand {
     /// Fetch the default model (SmolLM2-135M-Instruct, 94 MiB) and check its SHA-256
     Fetch(FetchArgs),
-    /// Say what a model file holds
+    /// Say what a model holds
     Info(InfoArgs),
 }
 
@@ -30,9 +30,9 @@ pub(crate) struct FetchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// A GGUF file, or a directory as Hugging Face lays it out [default: the default model, as fetched]
-    #[arg(value_name = "PATH")]
-    path: Option<PathBuf>,
+    /// A GGUF file, a directory as Hugging Face lays it out, or a hub's ORG/NAME (as of `baton up`) [default: the default model, as fetched]
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
 }
 
 pub(crate) async fn run(command: ModelCommand) -> anyhow::Result<()> {
@@ -59,7 +59,7 @@ async fn fetch(args: FetchArgs) -> anyhow::Result<()> {
 }
 
 async fn info(args: InfoArgs) -> anyhow::Result<()> {
-    let path = args.path.unwrap_or_else(models::default_path);
+    let path = models::locate(args.model.as_deref(), Parts::All).await?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let read = move || -> anyhow::Result<String> {
         let summary = ModelSummary::of_file(&path, threads)?;
@@ -68,5 +68,5 @@ async fn info(args: InfoArgs) -> anyhow::Result<()> {
         Ok(format!("{summary}{:<14}{ends}\n", "ends with"))
     };
     let lines = tokio::task::spawn_blocking(read).await?;
-    output::write(&lines.context("no summary (the default model is fetched with `baton model fetch`)")?)
+    output::write(&lines.context("no summary")?)
 }

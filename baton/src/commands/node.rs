@@ -70,7 +70,10 @@ where
         let listeners = Listeners::bind(&config).await?;
         let (grpc, ops) = listeners.addresses()?;
         process::announce_ready(Announcer::listening(name, &config.node.0, grpc, ops), &lifecycle);
-        let options = engine.options(&config)?;
+        let options = tokio::select! {
+            options = engine.options(&config) => options?,
+            () = lifecycle.draining() => return Ok(()),
+        };
         if let Some(engine) = open(options, &lifecycle).await? {
             role(engine, lifecycle, listeners).await?;
         }

@@ -9,14 +9,15 @@ use baton_text::ModelText;
 use clap::Args;
 
 use crate::{
-    models,
+    models::{self, Parts},
     process::{self, ProcessArgs, UsageError},
 };
 
 #[derive(Debug, Args)]
 pub(crate) struct RouterCommand {
-    /// A GGUF file, or a directory as Hugging Face lays it out, for its tokenizer and chat template; the nodes need the same one [default: the default model, as fetched]
-    #[arg(long, env = "BATON_MODEL", value_name = "PATH")]
+    /// A GGUF file, a directory as Hugging Face lays it out, or a hub's ORG/NAME (as of `baton up`), for its tokenizer and chat template; the nodes need the same
+    /// one [default: the default model, as fetched]
+    #[arg(long, env = "BATON_MODEL", value_name = "MODEL")]
     model: Option<PathBuf>,
     #[command(flatten)]
     router: RouterArgs,
@@ -44,7 +45,10 @@ async fn serve(config: RouterConfig, model: Option<PathBuf>, lifecycle: Lifecycl
         Announcer::listening("router", &config.router_id, grpc, http),
         &lifecycle,
     );
-    let path = models::path(model)?;
+    let path = tokio::select! {
+        path = models::locate(model.as_deref(), Parts::Text) => path?,
+        () = lifecycle.draining() => return Ok(()),
+    };
     let shown = path.display().to_string();
     let opening = tokio::task::spawn_blocking(move || ModelText::open(&path));
     let text = tokio::select! {

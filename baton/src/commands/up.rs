@@ -7,7 +7,10 @@ mod cluster;
 mod members;
 mod process;
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use baton_node::{ByteSize, ListenAddress, limits, telemetry::TelemetryArgs};
@@ -15,7 +18,10 @@ use clap::{Args, value_parser};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::cluster::{Cluster, Plan};
-use crate::{models, output};
+use crate::{
+    models::{self, Parts},
+    output,
+};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpArgs {
@@ -25,8 +31,10 @@ pub(crate) struct UpArgs {
     /// Decode nodes: more when many answers run at once
     #[arg(long, env = "BATON_DECODE", value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=i64::from(limits::UP_NODES)))]
     decode: u32,
-    /// A GGUF file, or a directory as Hugging Face lays it out, for all nodes [default: the default model, fetched when it is missing]
-    #[arg(long, env = "BATON_MODEL", value_name = "PATH")]
+    /// The model for all: a GGUF file, a directory as Hugging Face lays it out (config.json, tokenizer.json, *.safetensors), or a hub's ORG/NAME, ORG/NAME@REVISION
+    /// or ORG/NAME/FILE.gguf, which is downloaded once; HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are heeded [default: the default model, fetched when it is
+    /// missing]
+    #[arg(long, env = "BATON_MODEL", value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Compute nothing: nodes take as long as a cost model says, and answer with derived tokens; to try the system without its arithmetic
     #[arg(long, env = "BATON_SIMULATED")]
@@ -57,7 +65,7 @@ fn share(cores: usize, nodes: usize) -> usize {
 pub(crate) async fn run(args: UpArgs, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
     let model = tokio::select! {
-        model = model(args.model.clone()) => model?,
+        model = model(args.model.as_deref()) => model?,
         () = stop.asked() => anyhow::bail!("interrupted"),
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -90,14 +98,9 @@ async fn start_and_watch(cluster: &mut Cluster) -> anyhow::Result<()> {
 }
 
 /// The model's path; the default one is fetched when it is missing.
-async fn model(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    if let Some(path) = explicit {
-        anyhow::ensure!(
-            path.exists(),
-            "there is no model at {}: `baton model fetch` fetches the default model",
-            path.display()
-        );
-        return Ok(path);
+async fn model(explicit: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if explicit.is_some() {
+        return models::locate(explicit, Parts::All).await;
     }
     let path = models::default_path();
     if path.is_file() {
@@ -145,7 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_model_that_is_not_there_says_how_to_get_one() {
-        let error = model(Some("/nonexistent/model.gguf".into()))
+        let error = model(Some(Path::new("/nonexistent/model.gguf")))
             .await
             .expect_err("no such file");
         assert!(error.to_string().contains("baton model fetch"), "{error}");

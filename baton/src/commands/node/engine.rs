@@ -7,12 +7,13 @@ use baton_engine::{EngineOptions, Isa, ModelConfig, SimulatedConfig, Source};
 use baton_worker::NodeConfig;
 use clap::Args;
 
-use crate::models;
+use crate::models::{self, Parts};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct EngineArgs {
-    /// A GGUF file, or a directory as Hugging Face lays it out; every node and router of a cluster needs the same one [default: the default model, as fetched]
-    #[arg(long, env = "BATON_MODEL", value_name = "PATH")]
+    /// A GGUF file, a directory as Hugging Face lays it out, or a hub's ORG/NAME (as of `baton up`); every node and router of a cluster needs the same one
+    /// [default: the default model, as fetched]
+    #[arg(long, env = "BATON_MODEL", value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Compute nothing: take as long as a cost model says, and answer with derived tokens; name and vocabulary are those of the model file
     #[arg(long, env = "BATON_SIMULATED")]
@@ -23,9 +24,9 @@ pub(super) struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// What to open for a node of this `config`.
-    pub(super) fn options(&self, config: &NodeConfig) -> anyhow::Result<EngineOptions> {
-        let path = models::path(self.model.clone())?;
+    /// What to open for a node of this `config`; downloads it if it must.
+    pub(super) async fn options(&self, config: &NodeConfig) -> anyhow::Result<EngineOptions> {
+        let path = models::locate(self.model.as_deref(), Parts::All).await?;
         let source = if self.simulated {
             Source::Simulated(simulated(&path)?)
         } else {
