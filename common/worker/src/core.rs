@@ -136,10 +136,11 @@ impl Core {
             .values()
             .filter(|member| matches!(member.stage, Stage::Reserved { .. }))
             .count();
-        // What is handed over runs at once, before the queue: while somebody waits there, no more is promised than may run beside each other.
-        let (load, limit) = (self.scheduler.load(), self.config.max_waiting);
-        let beyond = if load.waiting > 0 { 0 } else { limit };
-        if load.waiting + reserved >= limit || load.running + reserved >= self.config.max_running + beyond {
+        // What is handed over runs at once, before the queue: while somebody waits there, no more is promised than may run beside each other, and
+        // the head.
+        let (load, limit, running) = (self.scheduler.load(), self.config.max_waiting, self.config.max_running);
+        let slots = if load.waiting > 0 { running - 1 } else { running + limit };
+        if load.waiting + reserved >= limit || load.running + reserved >= slots {
             return Err(SubmitError::QueueFull { limit }.into());
         }
         // Nor are the blocks granted that the queue's head waits for.

@@ -1,9 +1,13 @@
-//! Making a step: decode rows, then prefill chunks, then who comes in from the queue.
+//! Making a step: first who gets how many rows, then the plan.
 
 use baton_kv::Pool;
 
 use super::{Flight, Scheduler, Sequence};
 use crate::{Role, Sample, SequenceEvent, Span, StepPlan};
+
+/// Of the rows that decoding sequences leave, this part is kept for prompts that end within the step: a short prompt does not wait until long ones
+/// are through, and these are slowed down by no more than that.
+const SHORT_PART: usize = 4;
 
 /// What became of a sequence that needed room in its table.
 enum Room {
@@ -15,13 +19,25 @@ enum Room {
     Preempted,
 }
 
+/// What the step being planned still has to give.
+struct Left {
+    rows: usize,
+    spans: usize,
+}
+
 impl Scheduler {
     /// Plans the next step. False, and an empty plan, when nothing can run: nothing is here, or what is here waits for blocks that handoffs,
     /// pushes or finished prefills hold. Must not be called between `plan` and `complete` or `failed`.
     ///
-    /// Decode rows come first, oldest sequence first; then prefill chunks by arrival; then the queue's head, as long as it fits. When the pool is
-    /// out as sequences grow, the most recently arrived running [`Role::Decode`] sequence is preempted, never the oldest running one: so that
-    /// one always comes to its end, and then the next.
+    /// Rows go, by arrival each time:
+    /// 1. one to the oldest running sequence, whatever it does;
+    /// 2. one to each that decodes;
+    /// 3. to prompts, a chunk each; but a quarter of what is left then only to those that end in this step;
+    /// 4. to the queue's head, as long as it fits;
+    /// 5. what nobody took of that quarter, to prompts again.
+    ///
+    /// When the pool is out as sequences grow, the most recently arrived running [`Role::Decode`] sequence that has no row yet is preempted, never the
+    /// oldest running one. So the oldest always comes to its end, and then the next: no sequence starves.
     pub fn plan(&mut self, pool: &mut Pool, plan: &mut StepPlan, events: &mut Vec<SequenceEvent>) -> bool {
         assert!(self.flight.is_empty(), "the running step is not complete");
         plan.clear();
@@ -30,53 +46,85 @@ impl Scheduler {
             let id = sequence.id;
             events.push(SequenceEvent::Finished { id, reason });
         }
+        for sequence in &mut self.running {
+            sequence.catch_up(self.config.block_tokens, pool);
+        }
         let preemptions = self.preemptions;
-        self.plan_running(1..=1, pool, plan, events);
-        self.plan_running(2..=usize::MAX, pool, plan, events);
+        let left = &mut Left {
+            rows: self.config.token_budget,
+            spans: self.config.max_running,
+        };
+        if !self.running.is_empty() {
+            self.grant(0, 1, left, pool, events);
+        }
+        self.share(left, pool, events, |sequence, _| usize::from(sequence.remaining() == 1));
+        let (chunk, reserve) = (self.config.chunk_tokens, left.rows / SHORT_PART);
+        self.share(left, pool, events, |sequence, rows| match sequence.remaining() {
+            last if last <= chunk.min(sequence.rows + rows) => last,
+            _ => chunk.min(sequence.rows + rows.saturating_sub(reserve)),
+        });
         // Who was just preempted would only take back what it gave.
         if self.preemptions == preemptions {
-            while self.has_room(plan) && self.running.len() < self.config.max_running {
+            while left.rows > 0 && left.spans > 0 && self.running.len() < self.config.max_running {
                 let Some(at) = self.admit(pool, events) else { break };
-                self.push_span(at, plan);
+                let rows = self.running[at].remaining().min(chunk).min(left.rows);
+                self.grant(at, rows, left, pool, events);
+            }
+        }
+        self.share(left, pool, events, |sequence, rows| {
+            sequence.remaining().min(chunk).min(sequence.rows + rows)
+        });
+
+        // Decode rows first.
+        for decoding in [true, false] {
+            for at in 0..self.running.len() {
+                let sequence = &self.running[at];
+                if sequence.rows > 0 && (sequence.remaining() == 1) == decoding {
+                    self.push_span(at, plan);
+                }
             }
         }
         !plan.spans.is_empty()
     }
 
-    /// Rows and spans are left in the step.
-    fn has_room(&self, plan: &StepPlan) -> bool {
-        plan.rows() < self.config.token_budget && plan.spans.len() < self.config.max_running
-    }
-
-    /// Rows that the next span may have.
-    fn chunk(&self, sequence: &Sequence, plan: &StepPlan) -> usize {
-        let limit = self.config.chunk_tokens.min(self.config.token_budget - plan.rows());
-        sequence.remaining().min(limit)
-    }
-
-    /// Adds the running sequences, oldest first, that have `remaining` rows to compute.
-    fn plan_running(
+    /// Gives rows to the running sequences, oldest first: as many as `wanted` says that it should have in all, told how many are left.
+    fn share(
         &mut self,
-        remaining: std::ops::RangeInclusive<usize>,
+        left: &mut Left,
         pool: &mut Pool,
-        plan: &mut StepPlan,
         events: &mut Vec<SequenceEvent>,
+        wanted: impl Fn(&Sequence, usize) -> usize,
     ) {
         let mut at = 0;
-        while at < self.running.len() && self.has_room(plan) {
-            if !remaining.contains(&self.running[at].remaining()) {
+        while at < self.running.len() && left.rows > 0 {
+            let rows = wanted(&self.running[at], left.rows);
+            if !matches!(self.grant(at, rows, left, pool, events), Room::Preempted) {
                 at += 1;
-                continue;
-            }
-            match self.make_room(at, self.chunk(&self.running[at], plan), pool, events) {
-                Room::There => {
-                    self.push_span(at, plan);
-                    at += 1;
-                }
-                Room::Stalled => at += 1,
-                Room::Preempted => {}
             }
         }
+    }
+
+    /// Sees to it that `running[at]` has `rows` rows in the step, if it has fewer and its table can have room for them.
+    fn grant(
+        &mut self,
+        at: usize,
+        rows: usize,
+        left: &mut Left,
+        pool: &mut Pool,
+        events: &mut Vec<SequenceEvent>,
+    ) -> Room {
+        let before = self.running[at].rows;
+        let spans = usize::from(before == 0);
+        if rows <= before || spans > left.spans {
+            return Room::There;
+        }
+        let room = self.make_room(at, rows, pool, events);
+        if matches!(room, Room::There) {
+            self.running[at].rows = rows;
+            left.rows -= rows - before;
+            left.spans -= spans;
+        }
+        room
     }
 
     /// Sees to it that the table of `running[at]` holds `rows` more tokens, and preempts others, or it, for that.
@@ -146,12 +194,10 @@ impl Scheduler {
         Some(at)
     }
 
-    /// Adds the next chunk of `running[at]`, for which its table has room.
+    /// Adds the rows of `running[at]` to the plan.
     fn push_span(&mut self, at: usize, plan: &mut StepPlan) {
-        let rows = self.chunk(&self.running[at], plan);
-        let sequence = &mut self.running[at];
-        sequence.rows = rows;
-        let end = sequence.context + rows;
+        let sequence = &self.running[at];
+        let end = sequence.context + sequence.rows;
         let samples = end == sequence.tokens.len();
         let (first_row, first_block) = (plan.tokens.len(), plan.tables.len());
         let blocks = end.div_ceil(self.config.block_tokens);
@@ -177,5 +223,29 @@ impl Scheduler {
             arrival: sequence.arrival,
             samples,
         });
+    }
+}
+
+impl Sequence {
+    /// Takes over blocks that another sequence of the same prompt has filled since this one came in, instead of computing them again.
+    /// (The same bits: a row's KV depends on its sequence's tokens alone.)
+    fn catch_up(&mut self, block_tokens: usize, pool: &mut Pool) {
+        let own = self.named_blocks;
+        let full = (self.tokens.len() - 1) / block_tokens;
+        if full <= own {
+            return;
+        }
+        self.name_until(full * block_tokens, block_tokens);
+        let (names, tokens) = (&self.names[own..full], &self.tokens[own * block_tokens..]);
+        let hit = pool.acquire_named(self.parent_of(own), names, tokens);
+        if hit.blocks.is_empty() {
+            return;
+        }
+        let named = own + hit.blocks.len();
+        let replaced = own..named.min(self.table.len());
+        let replaced: Vec<_> = self.table.splice(replaced, hit.blocks).collect();
+        pool.release(&replaced);
+        self.named_blocks = named;
+        self.context = named * block_tokens;
     }
 }

@@ -1,5 +1,8 @@
+mod eviction;
+mod fairness;
 mod fake;
 mod random;
+mod starvation;
 
 use baton_kv::Owner;
 use fake::{BLOCK_TOKENS, Node, root, undisturbed};

@@ -1,6 +1,8 @@
 //! An engine whose every token depends on all tokens of its sequence, as they lie in the blocks of its table, so that a wrong table, context
 //! or block changes the answer; and a node around it.
 
+use std::collections::BTreeSet;
+
 use baton_kv::{BlockId, BlockName, HandoffId, KvIdentity, Owner, Pool, Salt, TokenId};
 
 use super::super::*;
@@ -111,8 +113,11 @@ impl Node {
     /// Plans a step and checks it.
     pub(super) fn plan(&mut self) -> bool {
         assert!(!self.running);
+        let before = self.scheduler.running.iter().map(|sequence| sequence.arrival).collect();
+        let preemptions = self.scheduler.preemptions;
         self.running = self.scheduler.plan(&mut self.pool, &mut self.plan, &mut self.events);
         self.check_plan();
+        self.check_turns(&before, self.scheduler.preemptions > preemptions);
         self.drew.clear();
         self.running
     }
@@ -203,6 +208,65 @@ impl Node {
             assert!(!written[..at].contains(&block), "written by two");
         }
         self.check_held();
+    }
+
+    /// Who is in the step, and who is not, by arrival. `before` ran before it was planned.
+    fn check_turns(&self, before: &BTreeSet<u64>, preempted: bool) {
+        let Scheduler { running, waiting, .. } = &self.scheduler;
+        let counts = self.pool.counts();
+        let out_of_blocks = preempted || counts.free + counts.cached == 0;
+        assert!(running.is_sorted_by_key(|sequence| sequence.arrival));
+        assert!(waiting.iter().is_sorted_by_key(|sequence| sequence.arrival));
+
+        // The oldest moves on, and loses nothing.
+        if let Some(oldest) = running.first() {
+            assert!(oldest.rows > 0 || counts.free + counts.cached == 0, "the oldest stands");
+        }
+        if let Some(oldest) = before.first() {
+            assert!(
+                running.iter().any(|sequence| sequence.arrival == *oldest),
+                "the oldest was preempted"
+            );
+        }
+        // Prompts do not block decodes: if one has no row, others that decode (and perhaps the oldest) have all that there are.
+        let decodes = || running.iter().filter(|sequence| sequence.remaining() == 1);
+        let first = usize::from(running.first().is_some_and(|oldest| oldest.remaining() > 1));
+        let served = decodes().filter(|sequence| sequence.rows == 1).count() + first;
+        let idle = decodes().find(|sequence| sequence.rows == 0);
+        if let Some(idle) = idle
+            && !out_of_blocks
+        {
+            assert!(
+                served >= self.config.max_running.min(self.config.token_budget),
+                "a decode without a row"
+            );
+            // The oldest of them come first.
+            assert!(decodes().all(|sequence| sequence.rows == 0 || sequence.arrival <= idle.arrival));
+        }
+        // Who came in came before all who wait; who was preempted came after all who go on, but those that had their rows already.
+        for sequence in running.iter().filter(|sequence| !before.contains(&sequence.arrival)) {
+            assert!(
+                waiting.front().is_none_or(|head| head.arrival > sequence.arrival),
+                "overtaken"
+            );
+        }
+        for victim in waiting.iter().filter(|sequence| before.contains(&sequence.arrival)) {
+            let later = running
+                .iter()
+                .filter(|other| other.arrival > victim.arrival && other.role == Role::Decode);
+            assert!({ later }.all(|other| other.rows > 0), "preempted before a later one");
+            assert!(victim.table.is_empty() && victim.role == Role::Decode);
+        }
+        // No row is left while somebody has room in its table for it.
+        let left = self.plan.rows() < self.config.token_budget && self.plan.spans.len() < self.config.max_running;
+        let more = |sequence: &Sequence| {
+            let wanted = sequence.remaining().min(self.config.chunk_tokens);
+            sequence.rows < wanted && blocks_for(sequence.context + wanted) <= sequence.table.len()
+        };
+        assert!(
+            !left || !running.iter().any(more),
+            "rows are left, and somebody lacks them"
+        );
     }
 
     /// What the step uses is held.
