@@ -1,6 +1,10 @@
 //! A fixed team of threads that runs one closure at a time, all together, with barriers inside.
 //!
-//! Waiting spins briefly, then yields, then sleeps: cheap when every thread has a core, harmless when they share one.
+//! Waiting spins briefly, then yields, then sleeps: cheap when every thread has a core, harmless when they share one. A thread that lost its core
+//! in the middle of a step needs another's: the system moves it there only once that core is idle, so a waiter must soon sleep.
+//!
+//! Orders: what a thread writes before a barrier is released by its `arrived.fetch_add`, acquired by the last to arrive, released by `advance` and
+//! acquired by `wait`. Items are only counted (relaxed). Whether to wake sleepers is decided by sequentially consistent operations, see [`Gate`].
 #![allow(unsafe_code)]
 
 use std::{
@@ -9,59 +13,114 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
+        },
     },
     thread::{self, JoinHandle},
 };
 
-/// Spins before yielding: some microseconds.
-const SPINS: usize = 256;
-/// Yields before sleeping: about a millisecond of an idle core.
-const YIELDS: usize = 2048;
+/// How long a thread waits before it sleeps.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// Spins before yielding.
+    spins: usize,
+    /// Yields before sleeping.
+    yields: usize,
+}
+
+/// Within a step: some microseconds, as the others are about to come, then about as long as it takes to sleep and be woken. A thread that
+/// has lost its core is away for milliseconds, and may come back on this one.
+const WITHIN: Patience = Patience {
+    spins: 256,
+    yields: 128,
+};
+/// Between steps: while thread 0 plans the next one. Yields leave the core to whoever needs it.
+const BETWEEN: Patience = Patience {
+    spins: 256,
+    yields: 2048,
+};
+/// Neither: only tests wait like that.
+#[cfg(test)]
+const NONE: Patience = Patience { spins: 0, yields: 0 };
+
+/// A value on cache lines of its own (two: they are fetched in pairs), so that writing it does not disturb those who read or write its neighbours.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line<T>(T);
 
 /// A counter on which threads wait for a change.
-#[derive(Default)]
+///
+/// A waiter that goes to sleep counts itself, then looks at the value for the last time; who changes the value does so, then looks whether anybody
+/// sleeps. These four are sequentially consistent, so at least one of the two sees the other: no wake-up is lost. (If both do, the lock makes the
+/// one who wakes wait until the other sleeps.)
 struct Gate {
-    value: AtomicUsize,
+    value: Line<AtomicUsize>,
+    sleep: Line<Sleep>,
+    patience: Patience,
+}
+
+/// Untouched, but for reading `sleepers`, while nobody sleeps.
+#[derive(Default)]
+struct Sleep {
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     changed: Condvar,
 }
 
 impl Gate {
+    fn new(patience: Patience) -> Self {
+        Self {
+            value: Line::default(),
+            sleep: Line::default(),
+            patience,
+        }
+    }
+
+    /// All that was written before it became this value is visible.
     fn value(&self) -> usize {
-        self.value.load(SeqCst)
+        self.value.0.load(Acquire)
     }
 
     fn advance(&self) {
-        self.value.fetch_add(1, SeqCst);
-        // A waiter counts itself before it looks at the value for the last time, so one of the two sees the other.
-        if self.sleepers.load(SeqCst) > 0 {
-            let _held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            self.changed.notify_all();
+        self.value.0.fetch_add(1, SeqCst);
+        let Sleep {
+            sleepers,
+            lock,
+            changed,
+        } = &self.sleep.0;
+        if sleepers.load(SeqCst) > 0 {
+            drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+            changed.notify_all();
         }
     }
 
     /// Returns once the value is no longer `seen`.
     fn wait(&self, seen: usize) {
-        for _ in 0..SPINS {
+        for _ in 0..self.patience.spins {
             if self.value() != seen {
                 return;
             }
             hint::spin_loop();
         }
-        for _ in 0..YIELDS {
+        for _ in 0..self.patience.yields {
             if self.value() != seen {
                 return;
             }
             thread::yield_now();
         }
-        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sleepers.fetch_add(1, SeqCst);
-        while self.value() == seen {
-            held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+        let Sleep {
+            sleepers,
+            lock,
+            changed,
+        } = &self.sleep.0;
+        let mut held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        sleepers.fetch_add(1, SeqCst);
+        while self.value.0.load(SeqCst) == seen {
+            held = changed.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
-        self.sleepers.fetch_sub(1, SeqCst);
+        sleepers.fetch_sub(1, Relaxed);
     }
 }
 
@@ -78,15 +137,19 @@ unsafe impl Send for TaskCell {}
 struct Shared {
     threads: usize,
     task: TaskCell,
+    /// Advances when a task is there.
     start: Gate,
     stop: AtomicBool,
     /// Workers that have not finished the task.
-    running: AtomicUsize,
+    running: Line<AtomicUsize>,
+    /// Advances when they all have.
     finished: Gate,
-    arrived: AtomicUsize,
+    /// Threads at the barrier.
+    arrived: Line<AtomicUsize>,
+    /// Advances when they all are.
     barrier: Gate,
     /// Next item of the current phase; 0 after every barrier.
-    next: AtomicUsize,
+    next: Line<AtomicUsize>,
     /// A thread panicked: nobody waits for it.
     broken: AtomicBool,
 }
@@ -95,7 +158,8 @@ impl Shared {
     fn run_member(&self, index: usize, task: &(dyn Fn(&Member<'_>) + Sync)) {
         let member = Member { shared: self, index };
         if catch_unwind(AssertUnwindSafe(|| task(&member))).is_err() {
-            self.broken.store(true, SeqCst);
+            // (The advance releases it.)
+            self.broken.store(true, Relaxed);
             self.barrier.advance();
         }
     }
@@ -105,7 +169,7 @@ impl Shared {
         loop {
             self.start.wait(seen);
             seen += 1;
-            if self.stop.load(SeqCst) {
+            if self.stop.load(Relaxed) {
                 return;
             }
             // SAFETY: the caller of `Team::run` stored a task before it advanced `start`, and keeps the closure alive until `running`
@@ -114,8 +178,9 @@ impl Shared {
                 // SAFETY: as above.
                 self.run_member(index, unsafe { &*task });
             }
-            self.running.fetch_sub(1, SeqCst);
-            self.finished.advance();
+            if self.running.0.fetch_sub(1, AcqRel) == 1 {
+                self.finished.advance();
+            }
         }
     }
 }
@@ -154,24 +219,25 @@ impl Member<'_> {
     pub(super) fn barrier(&self) {
         let shared = self.shared;
         if shared.threads == 1 {
-            shared.next.store(0, SeqCst);
+            shared.next.0.store(0, Relaxed);
             return;
         }
+        // Before it looks whether the team is broken: what breaks it also advances the barrier, so one of the two shows it, now or in `wait`.
         let seen = shared.barrier.value();
-        assert!(!shared.broken.load(SeqCst), "another thread of the team panicked");
-        if shared.arrived.fetch_add(1, SeqCst) + 1 == shared.threads {
-            shared.arrived.store(0, SeqCst);
-            shared.next.store(0, SeqCst);
+        assert!(!shared.broken.load(Relaxed), "another thread of the team panicked");
+        if shared.arrived.0.fetch_add(1, AcqRel) + 1 == shared.threads {
+            shared.arrived.0.store(0, Relaxed);
+            shared.next.0.store(0, Relaxed);
             shared.barrier.advance();
         } else {
             shared.barrier.wait(seen);
-            assert!(!shared.broken.load(SeqCst), "another thread of the team panicked");
+            assert!(!shared.broken.load(Relaxed), "another thread of the team panicked");
         }
     }
 
     /// Next item of this phase, each given out once; the phase ends at the next barrier.
     pub(super) fn next_item(&self) -> usize {
-        self.shared.next.fetch_add(1, SeqCst)
+        self.shared.next.0.fetch_add(1, Relaxed)
     }
 
     /// This thread's part of `0..total`: contiguous, nearly equal.
@@ -184,16 +250,20 @@ impl Member<'_> {
 impl Team {
     /// Starts `threads - 1` threads: the caller of [`run`](Self::run) is the first.
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
+        Self::with_patience(threads, WITHIN, BETWEEN)
+    }
+
+    fn with_patience(threads: usize, within: Patience, between: Patience) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             threads,
             task: TaskCell(UnsafeCell::new(None)),
-            start: Gate::default(),
+            start: Gate::new(between),
             stop: AtomicBool::new(false),
-            running: AtomicUsize::new(0),
-            finished: Gate::default(),
-            arrived: AtomicUsize::new(0),
-            barrier: Gate::default(),
-            next: AtomicUsize::new(0),
+            running: Line::default(),
+            finished: Gate::new(within),
+            arrived: Line::default(),
+            barrier: Gate::new(within),
+            next: Line::default(),
             broken: AtomicBool::new(false),
         });
         let mut team = Self {
@@ -213,10 +283,10 @@ impl Team {
     /// Calls `task` on every thread and returns when all have returned.
     pub(super) fn run(&mut self, task: &(dyn Fn(&Member<'_>) + Sync)) -> Result<(), Broken> {
         let shared = &*self.shared;
-        if shared.broken.load(SeqCst) {
+        if shared.broken.load(Relaxed) {
             return Err(Broken);
         }
-        shared.next.store(0, SeqCst);
+        shared.next.0.store(0, Relaxed);
         let pointer: *const (dyn Fn(&Member<'_>) + Sync) = task;
         // SAFETY: only the lifetime changes. No worker runs now (`&mut self`, and the last run waited for all), so nobody reads the cell; and
         // this function returns only after the last worker has left the closure.
@@ -225,17 +295,16 @@ impl Team {
                 pointer,
             ))
         };
-        shared.running.store(self.workers.len(), SeqCst);
-        shared.start.advance();
-        shared.run_member(0, task);
-        loop {
+        if self.workers.is_empty() {
+            shared.run_member(0, task);
+        } else {
+            shared.running.0.store(self.workers.len(), Relaxed);
             let seen = shared.finished.value();
-            if shared.running.load(SeqCst) == 0 {
-                break;
-            }
+            shared.start.advance();
+            shared.run_member(0, task);
             shared.finished.wait(seen);
         }
-        if shared.broken.load(SeqCst) {
+        if shared.broken.load(Relaxed) {
             Err(Broken)
         } else {
             Ok(())
@@ -245,7 +314,7 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
-        self.shared.stop.store(true, SeqCst);
+        self.shared.stop.store(true, Relaxed);
         self.shared.start.advance();
         for worker in self.workers.drain(..) {
             // A worker's panics are caught where they happen.

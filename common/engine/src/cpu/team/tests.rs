@@ -62,3 +62,42 @@ fn a_panic_breaks_the_team_and_hangs_nobody() {
         assert_eq!(team.run(&|_| {}), Err(Broken));
     }
 }
+
+/// Nobody spins or yields, so that at every gate the wake-up of a sleeper may meet one who is about to sleep.
+#[test]
+fn no_wake_up_is_lost() {
+    let (done, finished) = std::sync::mpsc::sync_channel(1);
+    thread::spawn(move || {
+        for threads in [2, 3, 5] {
+            let mut team = Team::with_patience(threads, NONE, NONE).unwrap();
+            let phases = AtomicUsize::new(0);
+            for _ in 0..200 {
+                team.run(&|member| {
+                    for _ in 0..20 {
+                        phases.fetch_add(1, SeqCst);
+                        member.barrier();
+                    }
+                })
+                .unwrap();
+            }
+            assert_eq!(phases.load(SeqCst), threads * 200 * 20);
+        }
+        done.send(()).unwrap();
+    });
+    // (Only a hang takes that long.)
+    let outcome = finished.recv_timeout(std::time::Duration::from_secs(300));
+    assert_eq!(outcome, Ok(()), "a thread sleeps though all are there");
+}
+
+#[test]
+fn a_panic_reaches_those_who_sleep() {
+    for who in 0..3 {
+        let mut team = Team::with_patience(3, NONE, NONE).unwrap();
+        let result = team.run(&|member| {
+            member.barrier();
+            assert_ne!(member.index(), who, "on purpose");
+            member.barrier();
+        });
+        assert_eq!(result, Err(Broken));
+    }
+}
