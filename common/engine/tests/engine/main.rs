@@ -3,6 +3,7 @@
 mod cache;
 mod common;
 mod directories;
+mod golden_bits;
 mod goldens;
 mod hostile;
 mod hostile_directories;

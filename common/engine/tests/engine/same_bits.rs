@@ -1,12 +1,14 @@
 //! Promise 1: the answer to a request does not depend on what runs beside it, on chunks, threads, the instruction set, prefix hits, or on where its KV
 //! was computed. Bit for bit, tokens and log-probabilities.
 
-use baton_engine::{Engine, EngineOptions, Isa};
+use baton_engine::{Engine, EngineOptions, Isa, LlamaEngine};
 use baton_gguf::TensorType;
 use baton_kv::{BlockId, TokenId};
 use proptest::prelude::*;
 
-use crate::common::{Drawn, Driver, Plan, Request, blocks, greedy, isas, model_path, opened, options, tiny::Tiny};
+use crate::common::{
+    Drawn, Driver, Plan, Request, blocks, greedy, isas, model_path, opened, opened_file, options, tiny::Tiny,
+};
 
 /// Requests with different prompts of these lengths; every second one is sampled.
 fn requests(lengths: &[usize], vocabulary: u32, tokens: usize) -> Vec<Request> {
@@ -40,7 +42,7 @@ fn the_default_model_gives_the_same_bits_alone_and_in_a_batch_in_any_chunks_on_a
             threads,
             ..options(&path)
         }));
-        for chunk in [512, 16] {
+        for chunk in [512, 13] {
             assert_eq!(
                 driver.fresh(chunk).run(&requests),
                 expected,
@@ -87,6 +89,83 @@ fn the_default_model_gives_the_same_bits_after_a_prefix_hit() {
         (driver.run_one(&short), driver.cached_tokens),
         (expected[0].clone(), 64)
     );
+}
+
+#[test]
+fn the_default_model_gives_the_same_bits_preempted_and_resumed_evicted_and_recomputed() {
+    let path = model_path();
+    let mut roomy = Driver::new(opened(&options(&path)));
+    let requests = requests(&[20, 45, 70, 33], 49_152, 40);
+    let expected = alone(&mut roomy, &requests);
+    let kv_bytes = 7 * roomy.engine.memory().layout().block_bytes() as u64;
+    let filler = Request::greedy(&(0..200).collect::<Vec<_>>(), 1);
+    for (isa, threads, chunk) in [(None, 1, 512), (Some(Isa::Avx2).filter(|isa| isa.available()), 3, 13)] {
+        let small = EngineOptions {
+            isa,
+            threads,
+            kv_bytes,
+            ..options(&path)
+        };
+        let mut driver = Driver::new(opened(&small));
+        assert_eq!(
+            driver.fresh(chunk).run(&requests),
+            expected,
+            "{threads} threads, chunks of {chunk}"
+        );
+        assert!(driver.scheduler.load().preemptions > 0, "there is room for all");
+
+        let request = &requests[2];
+        assert_eq!(driver.run_one(request), expected[2]);
+        driver.run_one(&filler);
+        assert_eq!(
+            (driver.run_one(request), driver.cached_tokens),
+            (expected[2].clone(), 0),
+            "all was evicted"
+        );
+        assert_eq!(
+            (driver.run_one(request), driver.cached_tokens),
+            (expected[2].clone(), 64)
+        );
+    }
+}
+
+#[test]
+fn the_default_model_gives_the_same_logits_in_any_chunks_and_batch_on_any_threads() {
+    let path = model_path();
+    let prompt = requests(&[75], 49_152, 1).remove(0).prompt;
+    let other = requests(&[75, 40], 49_152, 1).remove(1).prompt;
+    let bits = |engine: &LlamaEngine, index| {
+        engine
+            .logits(index)
+            .iter()
+            .map(|logit| logit.to_bits())
+            .collect::<Vec<_>>()
+    };
+    let mut engine = opened_file(&path, &options(&path));
+    Plan::default()
+        .span(&prompt, 0, &blocks(0..3), greedy())
+        .run(&mut engine);
+    let expected = bits(&engine, 0);
+    for threads in [1, 2, 3] {
+        let mut engine = opened_file(
+            &path,
+            &EngineOptions {
+                threads,
+                ..options(&path)
+            },
+        );
+        let (table, beside) = (blocks(5..8), blocks(1..3));
+        for (context, end) in [(0, 31), (31, 38), (38, 74)] {
+            Plan::default()
+                .span(&prompt[..end], context, &table, None)
+                .run(&mut engine);
+        }
+        Plan::default()
+            .span(&other, 0, &beside, greedy())
+            .span(&prompt, 74, &table, greedy())
+            .run(&mut engine);
+        assert!(bits(&engine, 1) == expected, "{threads} threads");
+    }
 }
 
 /// Copies the KV of the first `tokens` positions from one engine's blocks to another's.
@@ -200,6 +279,12 @@ proptest! {
             prop_assert_eq!(driver.fresh(chunk).run(&requests), &expected[..], "{} threads, {}, chunks of {}", threads, isa, chunk);
             // Again, with whatever the pool kept.
             prop_assert_eq!(driver.run(&requests), &expected[..], "with prefix hits");
+            // In a pool that holds little more than the longest: preempted, evicted and recomputed.
+            let kv_bytes = 5 * driver.engine.memory().layout().block_bytes() as u64;
+            let engine = opened(&EngineOptions { threads, isa: Some(isa), kv_bytes, ..options(&path) });
+            let mut driver = Driver::new(engine);
+            prop_assert_eq!(driver.fresh(chunk).run(&requests), &expected[..], "in a small pool");
+            prop_assert_eq!(driver.run(&requests), &expected[..], "in a small pool, again");
         }
     }
 }

@@ -249,6 +249,7 @@ impl Node {
                 waiting.front().is_none_or(|head| head.arrival > sequence.arrival),
                 "overtaken"
             );
+            assert!(running.len() <= self.config.max_running, "one too many came in");
         }
         for victim in waiting.iter().filter(|sequence| before.contains(&sequence.arrival)) {
             let later = running
