@@ -4,10 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use baton_node::{ByteSize, ListenAddress, limits, random};
 
-use crate::core::{admission::AdmissionConfig, placement::PlacementConfig};
+use crate::core::{admission::AdmissionConfig, placement::PlacementConfig, prefix_index::ENTRY_BYTES};
 
 /// Bytes of the prefix index, unless told otherwise.
-const PREFIX_INDEX_BYTES: ByteSize = ByteSize(limits::PREFIX_INDEX_NAMES as u64 * 152);
+const PREFIX_INDEX_BYTES: ByteSize = ByteSize((limits::PREFIX_INDEX_NAMES * ENTRY_BYTES) as u64);
 
 /// Flags of a router. The model's path is the command's own flag.
 #[derive(Clone, Debug, clap::Args)]

@@ -199,14 +199,14 @@ impl Collector for ClusterCollector {
         ] {
             gauge(&mut encoder, name, help, value)?;
         }
-        let dropped = ConstCounter::new(seen.index_dropped);
+        let evicted = ConstCounter::new(seen.index_evicted);
         let metric = encoder.encode_descriptor(
-            "prefix_index_dropped",
-            "Blocks not added because the prefix index was at its cap",
+            "prefix_index_evicted",
+            "Entries that went, the least recently used first, because the prefix index was at its cap",
             None,
-            dropped.metric_type(),
+            evicted.metric_type(),
         )?;
-        dropped.encode(metric)?;
+        evicted.encode(metric)?;
         let shape = ConstGauge::new(0_i64);
         let mut metric =
             encoder.encode_descriptor("nodes", "Nodes that this router knows", None, shape.metric_type())?;
@@ -228,7 +228,7 @@ struct Seen {
     waiting: usize,
     index_entries: usize,
     index_bytes: usize,
-    index_dropped: u64,
+    index_evicted: u64,
     nodes: Vec<(&'static str, &'static str, i64)>,
 }
 
@@ -253,7 +253,7 @@ impl Seen {
             waiting: admission.waiting(),
             index_entries: admission.index().entries(),
             index_bytes: admission.index().bytes(),
-            index_dropped: admission.index().dropped(),
+            index_evicted: admission.index().evicted(),
             nodes,
         }
     }

@@ -58,7 +58,7 @@ pub const REQUESTS_WAITING: usize = 256;
 /// What a shed client is told to wait before it tries again, when the router has no better estimate.
 pub const SHED_RETRY: Duration = Duration::from_secs(1);
 
-/// Block names in a router's prefix index, over all nodes: up to 152 bytes each, so 300 MB at worst.
+/// Block names in a router's prefix index, over all nodes: up to 196 bytes each, so 400 MB at worst.
 pub const PREFIX_INDEX_NAMES: usize = 2_000_000;
 
 /// Deltas between the node's stream and the client's. A client that reads slower than this holds its own request back, and nobody else's.

@@ -461,6 +461,13 @@ impl Admission {
     }
 
     fn grant(&mut self, id: RequestId, candidate: Candidate, now: Time) {
+        if let Some(request) = self.requests.get(&id) {
+            let (Path::Local { decode: first } | Path::Handoff { prefill: first, .. }) = candidate.path;
+            self.index.used(first, &request.needs.names);
+            if let Path::Handoff { decode, .. } = candidate.path {
+                self.index.used(decode, &request.needs.names);
+            }
+        }
         let tokens = candidate.uncached_tokens as u64;
         let (prefill, decode) = match candidate.path {
             Path::Local { decode } => (None, self.members.take(decode, candidate.decode_blocks, tokens)),

@@ -1,16 +1,23 @@
 //! Which node holds which named blocks: a hint for placement, never a promise. Nodes compare tokens themselves.
 //!
-//! Memory has a hard cap: at the cap, blocks that are stored are not added (the index keeps the older, and lengthens again as nodes evict).
+//! Memory has a hard cap: at the cap the entry goes that was used the longest ago, on whichever node. An entry is used when it is stored, and when a request is sent to
+//! where it is held.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use baton_kv::{BlockName, Epoch, KvEvent, KvEventKind};
 
 use super::member::MemberId;
 
-/// Bytes that one entry can cost: a table is 7/8 full at most and is not shrunk before it is a quarter of that, so it has up to 32/7 buckets per entry, of a
-/// name and a control byte each.
-const ENTRY_BYTES: usize = (size_of::<BlockName>() + 1) * 32 / 7 + 2;
+/// The first half of a name, which tells as many apart as will ever be: a hint needs no more.
+type Key = [u8; 16];
+
+/// When an entry was used last: counts all uses. Unique.
+type Use = u64;
+
+/// Bytes that one entry can cost. In the table by key, which is 7/8 full at most and is not shrunk before it is a quarter of that: up to 32/7 buckets, of a key, a use
+/// and a control byte each. In the tree by use: a fifth of a leaf of 288 bytes, and its share of the nodes above.
+pub(crate) const ENTRY_BYTES: usize = (size_of::<Key>() + size_of::<Use>() + 1) * 32 / 7 + 2 + 80;
 
 /// What a node's stream says about its blocks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,17 +58,62 @@ enum Stream {
 struct Holder {
     epoch: Epoch,
     stream: Stream,
-    names: HashSet<BlockName>,
+    entries: HashMap<Key, Use>,
+    by_use: BTreeMap<Use, Key>,
 }
 
 impl Holder {
-    fn remove(&mut self, name: &BlockName) {
-        self.names.remove(name);
-        // Keeps the bytes of a table that shrank within what its entries are counted for.
-        if self.names.capacity() > 64 && self.names.len() < self.names.capacity() / 4 {
-            self.names.shrink_to(self.names.len() * 2);
+    fn new(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            stream: Stream::Waiting,
+            entries: HashMap::new(),
+            by_use: BTreeMap::new(),
         }
     }
+
+    fn holds(&self, name: &BlockName) -> bool {
+        self.entries.contains_key(&key(name))
+    }
+
+    fn put(&mut self, key: Key, at: Use) {
+        if let Some(old) = self.entries.insert(key, at) {
+            self.by_use.remove(&old);
+        }
+        self.by_use.insert(at, key);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(at) = self.entries.remove(key) else {
+            return;
+        };
+        self.by_use.remove(&at);
+        // Keeps the bytes of a table that shrank within what its entries are counted for.
+        if self.entries.capacity() > 64 && self.entries.len() < self.entries.capacity() / 4 {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.entries = HashMap::new();
+        self.by_use = BTreeMap::new();
+    }
+
+    fn oldest(&self) -> Option<(Use, Key)> {
+        self.by_use.first_key_value().map(|(at, key)| (*at, *key))
+    }
+
+    /// Back to waiting; true if it was not already.
+    fn lost(&mut self) -> bool {
+        let was = std::mem::replace(&mut self.stream, Stream::Waiting);
+        was != Stream::Waiting
+    }
+}
+
+fn key(name: &BlockName) -> Key {
+    let mut key = Key::default();
+    key.copy_from_slice(&name.0[..size_of::<Key>()]);
+    key
 }
 
 /// Names → holders.
@@ -70,7 +122,8 @@ pub struct PrefixIndex {
     holders: HashMap<MemberId, Holder>,
     entries: usize,
     max_entries: usize,
-    dropped: u64,
+    uses: Use,
+    evicted: u64,
 }
 
 impl PrefixIndex {
@@ -80,26 +133,21 @@ impl PrefixIndex {
             holders: HashMap::new(),
             entries: 0,
             max_entries: max_bytes / ENTRY_BYTES,
-            dropped: 0,
+            uses: 0,
+            evicted: 0,
         }
     }
 
     /// A member whose stream must start with a snapshot.
     pub fn join(&mut self, member: MemberId, epoch: Epoch) {
-        let holder = Holder {
-            epoch,
-            stream: Stream::Waiting,
-            names: HashSet::new(),
-        };
-        if let Some(old) = self.holders.insert(member, holder) {
-            self.entries -= old.names.len();
-        }
+        self.leave(member);
+        self.holders.insert(member, Holder::new(epoch));
     }
 
     /// Forgets a member and its blocks.
     pub fn leave(&mut self, member: MemberId) {
         if let Some(holder) = self.holders.remove(&member) {
-            self.entries -= holder.names.len();
+            self.entries -= holder.entries.len();
         }
     }
 
@@ -109,22 +157,98 @@ impl PrefixIndex {
         let Some(holder) = self.holders.get_mut(&member) else {
             return false;
         };
-        let before = holder.names.len();
-        let room = self.max_entries - (self.entries - before);
-        let (wanted, dropped) = match report {
-            KvReport::Snapshot { epoch, .. } | KvReport::Events { epoch, .. } if epoch != holder.epoch => (false, 0),
+        match report {
+            KvReport::Snapshot { epoch, .. } | KvReport::Events { epoch, .. } if epoch != holder.epoch => false,
             KvReport::Snapshot {
                 sequence,
                 names,
                 first,
                 last,
                 ..
-            } => holder.snapshot(sequence, names, first, last, room),
-            KvReport::Events { events, .. } => holder.events(events, room),
+            } => {
+                if first {
+                    self.entries -= holder.entries.len();
+                    holder.clear();
+                } else if holder.stream != (Stream::Filling { sequence }) {
+                    return holder.lost();
+                }
+                holder.stream = if last {
+                    Stream::Live {
+                        next: sequence.saturating_add(1),
+                    }
+                } else {
+                    Stream::Filling { sequence }
+                };
+                for name in names {
+                    self.put(member, &name);
+                }
+                false
+            }
+            KvReport::Events { events, .. } => events.into_iter().any(|event| self.event(member, event)),
+        }
+    }
+
+    /// True if events before it were lost.
+    fn event(&mut self, member: MemberId, event: KvEvent) -> bool {
+        let Some(holder) = self.holders.get_mut(&member) else {
+            return false;
         };
-        self.entries = self.entries - before + holder.names.len();
-        self.dropped += dropped;
-        wanted
+        let Stream::Live { next } = holder.stream else {
+            return false;
+        };
+        if event.sequence < next {
+            return false;
+        }
+        if event.sequence > next {
+            return holder.lost();
+        }
+        holder.stream = Stream::Live {
+            next: next.saturating_add(1),
+        };
+        let before = holder.entries.len();
+        match event.kind {
+            KvEventKind::Stored { name, .. } => {
+                self.put(member, &name);
+                return false;
+            }
+            KvEventKind::Removed { name } => holder.remove(&key(&name)),
+            KvEventKind::Cleared => holder.clear(),
+        }
+        self.entries -= before - holder.entries.len();
+        false
+    }
+
+    /// Uses a member's entry, which may be new; evicts the oldest of all if that is one too many.
+    fn put(&mut self, member: MemberId, name: &BlockName) {
+        let Some(holder) = self.holders.get_mut(&member) else {
+            return;
+        };
+        let before = holder.entries.len();
+        self.uses += 1;
+        holder.put(key(name), self.uses);
+        self.entries += holder.entries.len() - before;
+        if self.entries > self.max_entries {
+            self.evict();
+        }
+    }
+
+    fn evict(&mut self) {
+        let oldest = self
+            .holders
+            .values_mut()
+            .filter_map(|holder| Some((holder.oldest()?, holder)));
+        if let Some(((_, key), holder)) = oldest.min_by_key(|(oldest, _)| *oldest) {
+            holder.remove(&key);
+            self.entries -= 1;
+            self.evicted += 1;
+        }
+    }
+
+    /// A request goes to `member`: what it holds of `names` is kept the longest from now on, the first of them longer than those that are worth nothing without it.
+    pub fn used(&mut self, member: MemberId, names: &[BlockName]) {
+        for name in names[..self.held(member, names)].iter().rev() {
+            self.put(member, name);
+        }
     }
 
     /// How many of `names`, from the first, `member` holds.
@@ -132,7 +256,7 @@ impl PrefixIndex {
         let Some(holder) = self.holders.get(&member) else {
             return 0;
         };
-        names.iter().take_while(|name| holder.names.contains(name)).count()
+        names.iter().take_while(|name| holder.holds(name)).count()
     }
 
     /// (name, holder) pairs.
@@ -145,67 +269,9 @@ impl PrefixIndex {
         self.entries * ENTRY_BYTES
     }
 
-    /// Stored blocks that were not added because the cap was reached.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
-    }
-}
-
-impl Holder {
-    fn snapshot(&mut self, sequence: u64, names: Vec<BlockName>, first: bool, last: bool, room: usize) -> (bool, u64) {
-        if first {
-            self.names = HashSet::new();
-        } else if self.stream != (Stream::Filling { sequence }) {
-            return (self.lost(), 0);
-        }
-        let dropped = names.into_iter().map(|name| self.add(name, room)).sum();
-        self.stream = if last {
-            Stream::Live {
-                next: sequence.saturating_add(1),
-            }
-        } else {
-            Stream::Filling { sequence }
-        };
-        (false, dropped)
-    }
-
-    fn events(&mut self, events: Vec<KvEvent>, room: usize) -> (bool, u64) {
-        let mut dropped = 0;
-        for event in events {
-            let Stream::Live { next } = self.stream else {
-                return (false, dropped);
-            };
-            if event.sequence < next {
-                continue;
-            }
-            if event.sequence > next {
-                return (self.lost(), dropped);
-            }
-            match event.kind {
-                KvEventKind::Stored { name, .. } => dropped += self.add(name, room),
-                KvEventKind::Removed { name } => self.remove(&name),
-                KvEventKind::Cleared => self.names = HashSet::new(),
-            }
-            self.stream = Stream::Live {
-                next: next.saturating_add(1),
-            };
-        }
-        (false, dropped)
-    }
-
-    /// 1 if it was dropped for want of room.
-    fn add(&mut self, name: BlockName, room: usize) -> u64 {
-        if self.names.len() >= room && !self.names.contains(&name) {
-            return 1;
-        }
-        self.names.insert(name);
-        0
-    }
-
-    /// Back to waiting; true if it was not already.
-    fn lost(&mut self) -> bool {
-        let was = std::mem::replace(&mut self.stream, Stream::Waiting);
-        was != Stream::Waiting
+    /// Entries that went because the cap was reached.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 }
 

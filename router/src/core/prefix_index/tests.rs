@@ -116,15 +116,28 @@ fn other_epochs_and_members_change_nothing() {
 }
 
 #[test]
-fn the_cap_is_hard() {
+fn the_cap_is_hard_and_the_least_recently_used_goes_first() {
     let mut index = index(2);
     assert!(!index.report(MEMBER, snapshot(0, &[1, 2, 3])));
-    assert_eq!((held(&index), index.entries(), index.dropped()), (2, 2, 1));
-    assert!(!index.report(MEMBER, events(vec![removed(1, 1), stored(2, 3)])));
-    assert_eq!((index.entries(), index.dropped()), (2, 1));
-    // It stays in step all the same.
-    assert!(!index.report(MEMBER, events(vec![stored(3, 1), removed(4, 2), stored(5, 1)])));
-    assert_eq!((held(&index), index.dropped()), (1, 2));
+    let holds = |index: &PrefixIndex, i| index.held(MEMBER, &[name(i)]) == 1;
+    let held = |index: &PrefixIndex| (1..=4).filter(|i| holds(index, *i)).collect::<Vec<u8>>();
+    assert_eq!((held(&index), index.entries(), index.evicted()), (vec![2, 3], 2, 1));
+    // Stored once more, and used by a request.
+    assert!(!index.report(MEMBER, events(vec![stored(1, 2), stored(2, 4)])));
+    assert_eq!((held(&index), index.evicted()), (vec![2, 4], 2));
+    index.used(MEMBER, &[name(2), name(3), name(4)]);
+    assert!(!index.report(MEMBER, events(vec![stored(3, 1)])));
+    assert_eq!((held(&index), index.evicted()), (vec![1, 2], 3));
+    // It stays in step all the same: what has gone may be removed, and stored again.
+    assert!(!index.report(MEMBER, events(vec![removed(4, 4), removed(5, 1), stored(6, 4)])));
+    assert_eq!((held(&index), index.entries(), index.evicted()), (vec![2, 4], 2, 3));
+    // Of another member it goes, too; and of a prefix the end before the start.
+    index.used(MEMBER, &[name(2), name(4)]);
+    index.join(MemberId(2), EPOCH);
+    assert!(!index.report(MemberId(2), snapshot(0, &[9])));
+    assert_eq!((held(&index), index.held(MemberId(2), &[name(9)])), (vec![2], 1));
+    index.leave(MEMBER);
+    assert_eq!((index.entries(), index.evicted()), (1, 4));
 }
 
 #[derive(Clone, Debug)]
@@ -134,74 +147,153 @@ enum Op {
     Snapshot(u8, Vec<u8>),
     Stored(u8, u8),
     Removed(u8, u8),
+    Cleared(u8),
+    Used(u8, Vec<u8>),
     Lose(u8),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let member = 0..3_u8;
     let block = 0..40_u8;
+    let blocks = prop::collection::vec(block.clone(), 0..20);
     prop_oneof![
         1 => member.clone().prop_map(Op::Join),
         1 => member.clone().prop_map(Op::Leave),
-        2 => (member.clone(), prop::collection::vec(block.clone(), 0..20)).prop_map(|(m, b)| Op::Snapshot(m, b)),
-        8 => (member.clone(), block.clone()).prop_map(|(m, b)| Op::Stored(m, b)),
+        2 => (member.clone(), blocks.clone()).prop_map(|(m, b)| Op::Snapshot(m, b)),
+        16 => (member.clone(), block.clone()).prop_map(|(m, b)| Op::Stored(m, b)),
         4 => (member.clone(), block).prop_map(|(m, b)| Op::Removed(m, b)),
+        1 => member.clone().prop_map(Op::Cleared),
+        8 => (member.clone(), blocks).prop_map(|(m, b)| Op::Used(m, b)),
         1 => member.prop_map(Op::Lose),
     ]
 }
 
+/// What the index must be: (member, block), the least recently used first.
+struct Model {
+    entries: Vec<(u8, u8)>,
+    max: usize,
+    evicted: u64,
+}
+
+impl Model {
+    fn put(&mut self, m: u8, b: u8) {
+        self.remove(m, b);
+        self.entries.push((m, b));
+        if self.entries.len() > self.max {
+            self.entries.remove(0);
+            self.evicted += 1;
+        }
+    }
+
+    fn remove(&mut self, m: u8, b: u8) {
+        self.entries.retain(|entry| *entry != (m, b));
+    }
+
+    fn clear(&mut self, m: u8) {
+        self.entries.retain(|(of, _)| *of != m);
+    }
+
+    fn used(&mut self, m: u8, blocks: &[u8]) {
+        let held = blocks.iter().take_while(|b| self.entries.contains(&(m, **b))).count();
+        for b in blocks[..held].iter().rev() {
+            self.put(m, *b);
+        }
+    }
+}
+
 proptest! {
-    /// Whatever the streams do: the cap holds, the count is right, and what the index says to be held was stored and not removed since.
+    /// Whatever the streams do, the index holds what a plain list of all that was stored and not removed, cut to the most recently used, would hold; so the cap
+    /// holds, and what the index says to be held was stored and not removed since.
     #[test]
-    fn never_over_the_cap_and_never_wrong(ops in prop::collection::vec(op(), 0..200), max in 0_usize..60) {
+    fn it_is_the_most_recently_used_of_what_the_streams_said(ops in prop::collection::vec(op(), 0..200), max in 0_usize..60) {
         let mut index = PrefixIndex::new(max * ENTRY_BYTES);
+        let mut model = Model { entries: Vec::new(), max, evicted: 0 };
+        // The sequence number of each member's last event, and all that it holds, known or not.
         let mut truth: HashMap<u8, (u64, BTreeSet<u8>)> = HashMap::new();
         for op in ops {
+            let live = |m: u8| {
+                let holder = index.holders.get(&MemberId(m.into()));
+                holder.is_some_and(|holder| matches!(holder.stream, Stream::Live { .. }))
+            };
             match op {
                 Op::Join(m) => {
                     index.join(MemberId(m.into()), EPOCH);
                     truth.insert(m, (0, BTreeSet::new()));
+                    model.clear(m);
                 }
                 Op::Leave(m) => {
                     index.leave(MemberId(m.into()));
                     truth.remove(&m);
+                    model.clear(m);
                 }
                 Op::Snapshot(m, blocks) => if let Some((sequence, set)) = truth.get_mut(&m) {
                     *set = blocks.iter().copied().collect();
                     let wanted = index.report(MemberId(m.into()), snapshot(*sequence, &blocks));
                     prop_assert!(!wanted);
+                    model.clear(m);
+                    for b in blocks {
+                        model.put(m, b);
+                    }
                 },
                 Op::Stored(m, b) => if let Some((sequence, set)) = truth.get_mut(&m) {
+                    if live(m) {
+                        model.put(m, b);
+                    }
                     *sequence += 1;
                     set.insert(b);
-                    let _ = index.report(MemberId(m.into()), events(vec![stored(*sequence, b)]));
+                    prop_assert!(!index.report(MemberId(m.into()), events(vec![stored(*sequence, b)])));
                 },
                 Op::Removed(m, b) => if let Some((sequence, set)) = truth.get_mut(&m) {
+                    if live(m) {
+                        model.remove(m, b);
+                    }
                     *sequence += 1;
                     set.remove(&b);
-                    let _ = index.report(MemberId(m.into()), events(vec![removed(*sequence, b)]));
+                    prop_assert!(!index.report(MemberId(m.into()), events(vec![removed(*sequence, b)])));
                 },
+                Op::Cleared(m) => if let Some((sequence, set)) = truth.get_mut(&m) {
+                    if live(m) {
+                        model.clear(m);
+                    }
+                    *sequence += 1;
+                    set.clear();
+                    let cleared = KvEvent { sequence: *sequence, kind: KvEventKind::Cleared };
+                    prop_assert!(!index.report(MemberId(m.into()), events(vec![cleared])));
+                },
+                Op::Used(m, blocks) => {
+                    let names: Vec<BlockName> = blocks.iter().map(|b| name(*b)).collect();
+                    index.used(MemberId(m.into()), &names);
+                    model.used(m, &blocks);
+                }
                 // An event that never arrives; and the snapshot that heals it.
                 Op::Lose(m) => if let Some((sequence, set)) = truth.get_mut(&m) {
+                    let was_live = live(m);
                     *sequence += 2;
                     let lost = index.report(MemberId(m.into()), events(vec![stored(*sequence, 99)]));
+                    prop_assert_eq!(lost, was_live);
                     let all: Vec<u8> = set.iter().copied().collect();
                     if lost {
                         prop_assert!(!index.report(MemberId(m.into()), snapshot(*sequence, &all)));
+                        model.clear(m);
+                        for b in all {
+                            model.put(m, b);
+                        }
                     }
                 },
             }
-            prop_assert!(index.entries() <= max);
-            let counted: usize = index.holders.values().map(|holder| holder.names.len()).sum();
-            prop_assert_eq!(index.entries(), counted);
-            let capacity: usize = index.holders.values().map(|holder| holder.names.capacity()).sum();
-            prop_assert!(capacity <= 4 * max.max(index.entries()) + 3 * 64);
-            for (m, (_, set)) in &truth {
-                let holder = &index.holders[&MemberId((*m).into())];
-                if matches!(holder.stream, Stream::Live { .. }) {
-                    prop_assert!(holder.names.iter().all(|n| set.contains(&n.0[0])));
+            let mut found = Vec::new();
+            for (member, holder) in &index.holders {
+                prop_assert_eq!(holder.entries.len(), holder.by_use.len());
+                prop_assert!(holder.entries.capacity() <= 4 * max.max(index.entries()) + 64);
+                for (at, key) in &holder.by_use {
+                    prop_assert_eq!(holder.entries.get(key), Some(at));
+                    found.push((*at, (member.0 as u8, key[0])));
                 }
             }
+            found.sort_unstable();
+            let found: Vec<(u8, u8)> = found.into_iter().map(|(_, entry)| entry).collect();
+            prop_assert_eq!(&found, &model.entries);
+            prop_assert_eq!((index.entries(), index.evicted()), (model.entries.len(), model.evicted));
         }
     }
 }
