@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use baton_kv::NodeId;
 use baton_node::{ByteSize, ListenAddress, limits, random};
 
 use crate::core::{admission::AdmissionConfig, placement::PlacementConfig, prefix_index::ENTRY_BYTES};
@@ -48,7 +49,7 @@ pub enum ArgsError {
     #[error("{0} must be at least 1")]
     Zero(&'static str),
     /// Not a name.
-    #[error("--node-id {0:?}: use 1 to {max} of a-z, A-Z, 0-9, '-', '_' and '.'", max = limits::IDENTIFIER_BYTES)]
+    #[error("--node-id {0:?}: use 1 to {max} of a-z, A-Z, 0-9, '-', '_' and '.'", max = NodeId::MAX_BYTES)]
     NodeId(String),
     /// Not a secret. (The message does not repeat it.)
     #[error("--cluster-secret must be 64 hex digits")]
@@ -86,7 +87,7 @@ impl RouterArgs {
             }
         }
         let router_id = match &self.node_id {
-            Some(name) if is_name(name) => name.clone(),
+            Some(name) if NodeId(name.clone()).is_valid() => name.clone(),
             Some(name) => return Err(ArgsError::NodeId(name.clone())),
             None => format!("router-{}", random::suffix()),
         };
@@ -110,11 +111,6 @@ impl RouterArgs {
             drain: Duration::from_secs(self.drain_s),
         })
     }
-}
-
-fn is_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    (1..=limits::IDENTIFIER_BYTES).contains(&name.len()) && name.bytes().all(plain)
 }
 
 fn secret(hex: &str) -> Option<[u8; 32]> {

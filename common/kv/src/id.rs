@@ -33,6 +33,17 @@ pub struct HandoffId(pub u64);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeId(pub String);
 
+impl NodeId {
+    /// Bytes at most: it is a metric label.
+    pub const MAX_BYTES: usize = 128;
+
+    /// Whether it is a name: 1 to [`NodeId::MAX_BYTES`] of a-z, A-Z, 0-9, '-', '_' and '.'.
+    pub fn is_valid(&self) -> bool {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        (1..=Self::MAX_BYTES).contains(&self.0.len()) && self.0.bytes().all(plain)
+    }
+}
+
 macro_rules! hex_u128 {
     ($name:ident) => {
         impl fmt::Display for $name {

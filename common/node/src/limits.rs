@@ -38,7 +38,7 @@ pub const PENALTY_MAX: f32 = 2.0;
 /// Alternatives of each token that a client may ask for, as with OpenAI: each is ranked, sent and written out.
 pub const TOP_LOGPROBS: u32 = 20;
 
-/// Bytes of a client's name for a model, a node id and other identifiers that end up in logs and metrics.
+/// Bytes of a client's name for a model and other identifiers of its that end up in logs. (Those of nodes: [`baton_kv::NodeId::MAX_BYTES`].)
 pub const IDENTIFIER_BYTES: usize = 256;
 
 /// A request's deadline when its client sets none. Long answers on a laptop take minutes; nothing is meant to take longer.

@@ -84,7 +84,7 @@ pub enum ArgsError {
         budget: usize,
     },
     /// Not a name.
-    #[error("--node-id {0:?}: use 1 to {max} of a-z, A-Z, 0-9, '-', '_' and '.'", max = limits::IDENTIFIER_BYTES)]
+    #[error("--node-id {0:?}: use 1 to {max} of a-z, A-Z, 0-9, '-', '_' and '.'", max = NodeId::MAX_BYTES)]
     NodeId(String),
     /// Not a router's address.
     #[error("--router {0:?} is not a gRPC address: write http://HOST:PORT")]
@@ -158,10 +158,9 @@ impl NodeArgs {
         if self.lease_ms < LEASE_MIN_MS {
             return Err(ArgsError::Lease(self.lease_ms));
         }
-        let node = self.node_id.unwrap_or_else(|| format!("{role}-{}", random::suffix()));
-        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if node.is_empty() || node.len() > limits::IDENTIFIER_BYTES || !node.chars().all(is_name) {
-            return Err(ArgsError::NodeId(node));
+        let node = NodeId(self.node_id.unwrap_or_else(|| format!("{role}-{}", random::suffix())));
+        if !node.is_valid() {
+            return Err(ArgsError::NodeId(node.0));
         }
         if let Some(router) = self.routers.iter().find(|router| grpc::endpoint(router).is_err()) {
             return Err(ArgsError::Router(router.clone()));
@@ -177,7 +176,7 @@ impl NodeArgs {
             grpc: self.grpc.0,
             ops: self.ops.0,
             routers: self.routers,
-            node: NodeId(node),
+            node,
             advertise: self.advertise,
             threads,
             kv_bytes: self.kv_bytes.0,
@@ -256,6 +255,8 @@ mod tests {
         );
         check(&["--lease-ms", "149"], ArgsError::Lease(149));
         check(&["--node-id", "a b"], ArgsError::NodeId("a b".into()));
+        let long = "n".repeat(NodeId::MAX_BYTES + 1);
+        check(&["--node-id", &long], ArgsError::NodeId(long.clone()));
         check(&["--router", "nowhere"], ArgsError::Router("nowhere".into()));
         check(&["--advertise", "nowhere"], ArgsError::Advertise("nowhere".into()));
         check(

@@ -6,9 +6,6 @@ use baton_kv::{KvIdentity, KvLayout, NodeId};
 
 use super::member::{Credit, Hello, Member, MemberId, Role};
 
-/// Bytes of a node's name at most: it is a metric label.
-pub const MAX_NODE_ID_BYTES: usize = 128;
-
 /// Members at most: one more is refused.
 pub const MAX_MEMBERS: usize = 4_096;
 
@@ -153,11 +150,9 @@ impl Members {
     }
 
     fn check(&self, hello: &Hello) -> Result<(), JoinError> {
-        let node = &hello.node.0;
-        let printable = node.bytes().all(|byte| byte.is_ascii_graphic());
-        if node.is_empty() || node.len() > MAX_NODE_ID_BYTES || !printable {
+        if !hello.node.is_valid() {
             return Err(JoinError::Malformed(
-                "node_id must be 1 to 128 printable ASCII characters",
+                "node_id must be 1 to 128 of a-z, A-Z, 0-9, '-', '_' and '.'",
             ));
         }
         if hello.address.is_empty() {

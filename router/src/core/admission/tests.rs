@@ -304,6 +304,7 @@ fn a_hello_is_checked() {
     };
     check(|hello| hello.node.0.clear(), "MALFORMED");
     check(|hello| hello.node.0 = "a b".to_owned(), "MALFORMED");
+    check(|hello| hello.node.0 = "n".repeat(129), "MALFORMED");
     check(|hello| hello.address.clear(), "MALFORMED");
     check(|hello| hello.layout.block_tokens = 0, "MALFORMED");
     check(|hello| hello.blocks = 0, "MALFORMED");
