@@ -1,68 +1,157 @@
-//! Rows of int8 activations, with room for the widest quantised matrix.
+//! Rows of activations, packed into the tiles in which the kernels take them.
+//!
+//! A tile of R rows is one run of memory, so that a kernel walks it with a single pointer:
+//! - for quantised matrices, per group of 32 of k, words of four bytes: `[8][R]` of four int8 each, then `[R]` of each of a group's numbers, in the order
+//!   of [`Group`]'s fields;
+//! - for matrices of floats: `[k][R]` of f32.
 #![allow(unsafe_code)]
+
+use std::ops::Range;
 
 use super::{
     alloc::{Aligned, OutOfMemory},
     isa::Isa,
-    rows::{GROUP, Group, quantise},
+    rows::{GROUP, Group, interleave, interleave_groups, quantise},
 };
 
-/// `[rows, k]` bytes and `[rows, k / 32]` groups; k is the running matrix's.
-pub(super) struct Activations {
-    bytes: Aligned<i8>,
-    groups: Aligned<Group>,
-    rows: usize,
-}
+/// Most rows of a tile.
+pub(super) const TILE_ROWS: usize = 12;
+/// Most rows of a last tile: longer rests are two tiles.
+const REST_ROWS: usize = 8;
 
-/// From one row's bytes to the next's: whole cache lines, and no multiple of 1 KiB.
-pub(super) fn bytes_stride(k: usize) -> usize {
-    let stride = k.next_multiple_of(64);
-    if stride.is_multiple_of(1024) {
-        stride + 64
+/// Words of int8 in a group of one row.
+pub(super) const GROUP_WORDS: usize = GROUP / 4;
+/// Words of a group of one row, its numbers included.
+pub(super) const PACKED_WORDS: usize = GROUP_WORDS + size_of::<Group>() / 4;
+
+/// The tile of `row` where `rows` rows are multiplied: its first row, and how many it has. Full tiles come first.
+pub(super) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
+    debug_assert!(row < rows);
+    let full = rows / TILE_ROWS * TILE_ROWS;
+    let rest = rows - full;
+    if row < full {
+        (row / TILE_ROWS * TILE_ROWS, TILE_ROWS)
+    } else if row < full + REST_ROWS {
+        (full, rest.min(REST_ROWS))
     } else {
-        stride
+        (full + REST_ROWS, rest - REST_ROWS)
     }
 }
 
-/// From one row's groups to the next's.
-pub(super) fn groups_stride(k: usize) -> usize {
-    k / GROUP + 4 - k / GROUP % 4
+/// Tiles of `rows` rows.
+pub(super) fn tiles(rows: usize) -> usize {
+    rows.div_ceil(TILE_ROWS) + usize::from(rows % TILE_ROWS > REST_ROWS)
+}
+
+/// First row of the `tile`-th of them.
+pub(super) fn tile_start(tile: usize, rows: usize) -> usize {
+    let full = rows / TILE_ROWS;
+    tile.min(full) * TILE_ROWS + tile.saturating_sub(full) * REST_ROWS
+}
+
+/// The two forms of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Form {
+    Quantised,
+    Float,
+}
+
+impl Form {
+    pub(super) const ALL: [Self; 2] = [Self::Quantised, Self::Float];
+
+    /// Words of one row of a matrix with `k` columns.
+    pub(super) fn row_words(self, k: usize) -> usize {
+        match self {
+            Self::Quantised => k / GROUP * PACKED_WORDS,
+            Self::Float => k,
+        }
+    }
+}
+
+/// Memory for the activations of one matrix at a time, in either form.
+pub(super) struct Activations {
+    forms: [Aligned<u32>; 2],
+}
+
+/// What [`Activations::pack`] works in.
+pub(super) struct PackScratch {
+    bytes: [[i8; GROUP]; TILE_ROWS],
+    groups: [[Group; 1]; TILE_ROWS],
+}
+
+impl PackScratch {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: [[0; GROUP]; TILE_ROWS],
+            groups: [[Group::ZERO; 1]; TILE_ROWS],
+        }
+    }
 }
 
 impl Activations {
-    /// For `rows` rows of at most `max_k`.
-    pub(super) fn new(rows: usize, max_k: usize) -> Result<Self, OutOfMemory> {
+    /// For `rows` rows of at most `max_k(form)` numbers.
+    pub(super) fn new(rows: usize, max_k: impl Fn(Form) -> usize) -> Result<Self, OutOfMemory> {
+        let [quantised, floats] =
+            Form::ALL.map(|form| Aligned::zeroed(rows.saturating_mul(form.row_words(max_k(form)))));
         Ok(Self {
-            bytes: Aligned::zeroed(rows.saturating_mul(bytes_stride(max_k) + 64))?,
-            groups: Aligned::zeroed(rows.saturating_mul(groups_stride(max_k) + 4))?,
-            rows,
+            forms: [quantised?, floats?],
         })
     }
 
-    /// Row `row` of `k` numbers: where its bytes and its groups start.
-    pub(super) fn row(&self, row: usize, k: usize) -> (*mut i8, *mut Group) {
-        let (bytes, groups) = (row * bytes_stride(k), row * groups_stride(k));
+    /// Start of the tile of `tile_rows` rows of `k` numbers that begins at row `first`.
+    pub(super) fn tile(&self, form: Form, first: usize, tile_rows: usize, k: usize) -> *mut u32 {
+        let memory = &self.forms[form as usize];
+        let words = form.row_words(k);
         assert!(
-            row < self.rows && bytes + k <= self.bytes.len() && groups + k / GROUP <= self.groups.len(),
-            "activation row outside its memory"
+            (first + tile_rows) * words <= memory.len(),
+            "activation tile outside its memory"
         );
-        // SAFETY: both offsets were checked.
-        unsafe { (self.bytes.as_ptr().add(bytes), self.groups.as_ptr().add(groups)) }
+        // SAFETY: checked above.
+        unsafe { memory.as_ptr().add(first * words) }
     }
 
-    /// Quantises `x` into row `row`.
+    /// Packs the part `columns` (whole groups, but for the row's end) of rows of `k` numbers: the tile `x` that begins at row `first`.
     ///
     /// # Safety
-    /// Nobody else reads or writes that row meanwhile.
-    pub(super) unsafe fn quantise(&self, isa: Isa, row: usize, x: &[f32]) {
-        let (bytes, groups) = self.row(row, x.len());
-        // SAFETY: `row` checked the lengths; the caller excludes everyone else.
-        let (bytes, groups) = unsafe {
-            (
-                std::slice::from_raw_parts_mut(bytes, x.len()),
-                std::slice::from_raw_parts_mut(groups, x.len() / GROUP),
-            )
+    /// Nobody else reads or writes that part meanwhile.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn pack(
+        &self,
+        isa: Isa,
+        form: Form,
+        first: usize,
+        k: usize,
+        x: &[&[f32]],
+        columns: Range<usize>,
+        scratch: &mut PackScratch,
+    ) {
+        let tile_rows = x.len();
+        let tile = self.tile(form, first, tile_rows, k);
+        let (start, len) = match form {
+            Form::Float => (columns.start, columns.len()),
+            Form::Quantised => (
+                columns.start / GROUP * PACKED_WORDS,
+                columns.len() / GROUP * PACKED_WORDS,
+            ),
         };
-        quantise(isa, x, bytes, groups);
+        assert!(
+            columns.end <= k && x.iter().all(|x| x.len() == k),
+            "rows of another width"
+        );
+        // SAFETY: within the tile, whose bounds `tile` checked; the caller excludes everyone else.
+        let out = unsafe { std::slice::from_raw_parts_mut(tile.add(start * tile_rows), len * tile_rows) };
+        match form {
+            Form::Float => interleave(isa, x, columns, out),
+            Form::Quantised => {
+                let PackScratch { bytes, groups } = scratch;
+                let packed = out.chunks_exact_mut(PACKED_WORDS * tile_rows);
+                for (at, packed) in columns.step_by(GROUP).zip(packed) {
+                    for ((x, bytes), group) in x.iter().zip(&mut *bytes).zip(&mut *groups) {
+                        quantise(isa, &x[at..at + GROUP], bytes, group);
+                    }
+                    interleave_groups(isa, &bytes[..tile_rows], &groups[..tile_rows], packed);
+                }
+            }
+        }
     }
 }

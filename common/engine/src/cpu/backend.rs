@@ -10,7 +10,7 @@ use baton_kv::TokenId;
 use baton_scheduler::{Sampled, StepPlan};
 
 use super::{
-    activations::Activations,
+    activations::{Activations, Form, PackScratch},
     alloc::Aligned,
     arena::Arena,
     attention::{Running, TILE},
@@ -31,7 +31,7 @@ use crate::{
     sampler::SamplerScratch,
 };
 
-/// Rows that every thread quantises for itself rather than meeting at one more barrier.
+/// Rows that every thread packs for itself rather than meeting at one more barrier.
 pub(super) const OWN_ROWS: usize = 2;
 
 /// Weights, arena, pool and threads. One step at a time.
@@ -65,6 +65,7 @@ pub(super) struct Core {
 /// One thread's own memory.
 pub(super) struct Scratch {
     pub(super) activations: Activations,
+    pub(super) pack: PackScratch,
     pub(super) sampler: SamplerScratch,
     /// `[2 · TILE, head_dim]` each: a tile, and room to read a whole one from any of its tokens on.
     pub(super) keys: Aligned<f32>,
@@ -88,16 +89,15 @@ impl CpuBackend {
             ..
         } = builder;
         let shape = config.shape;
-        let max_k = matrices
-            .iter()
-            .filter(|matrix| matrix.quantised())
-            .map(|matrix| matrix.k)
-            .max()
-            .unwrap_or(0);
+        let max_k = |form| {
+            let taking = matrices.iter().filter(|matrix| matrix.takes(form));
+            taking.map(|matrix| matrix.k).max().unwrap_or(0)
+        };
+        let widest = Form::ALL.map(max_k);
         let rows = config.max_rows.max(config.max_sampling_rows);
         let core = Core {
             memory: Arc::new(CpuKvMemory::new(config.layout, config.blocks)?),
-            activations: Activations::new(rows, max_k)?,
+            activations: Activations::new(rows, |form| widest[form as usize])?,
             frequencies: (0..shape.rope_dim / 2)
                 .map(|i| {
                     let frequency = math::power(shape.rope_base, -((2 * i) as f64) / shape.rope_dim as f64);
@@ -129,7 +129,8 @@ impl CpuBackend {
         let scratch = (0..config.threads)
             .map(|_| {
                 Ok(Mutex::new(Scratch {
-                    activations: Activations::new(OWN_ROWS, max_k)?,
+                    activations: Activations::new(OWN_ROWS, |form| widest[form as usize])?,
+                    pack: PackScratch::new(),
                     sampler: SamplerScratch::default(),
                     keys: Aligned::zeroed(2 * TILE * shape.head_dim)?,
                     values: Aligned::zeroed(2 * TILE * shape.head_dim)?,

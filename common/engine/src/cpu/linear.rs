@@ -1,4 +1,4 @@
-//! `out[r] = weight · x[r]`: one tile is one panel (16 outputs) times up to 8 rows.
+//! `out[r] = weight · x[r]`: one tile is one panel (16 outputs) times up to 12 rows.
 //!
 //! Per output and group of 32, in ascending k: an exact integer dot product, then `acc = fma(w_scale * a_scale, dot, acc)` and, for types with a
 //! minimum, `acc = fma(±w_min, a_scale * a_sum, acc)`. The K types' `w_scale` and `w_min` are the super-block's f16 times the group's factor, which f32
@@ -6,8 +6,8 @@
 //! Floats, bf16 widened: `acc = fma(w, x, acc)` in ascending k. The row count changes nothing of that.
 
 use super::{
+    activations::{GROUP_WORDS, PACKED_WORDS},
     isa::Isa,
-    rows::Group,
     weight::{PanelKind, PanelShape},
 };
 
@@ -17,43 +17,98 @@ mod avx2;
 mod avx512;
 mod portable;
 
-/// Most rows of a tile.
-pub(super) const TILE_ROWS: usize = 8;
-
-/// One panel times some rows. Row r of anything is `stride` elements after row r − 1.
+/// One panel times some rows.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) panel: *const u8,
     pub(super) shape: PanelShape,
     pub(super) k: usize,
-    /// Quantised rows, for quantised panels.
-    pub(super) bytes: *const i8,
-    pub(super) bytes_stride: usize,
-    pub(super) groups: *const Group,
-    pub(super) groups_stride: usize,
-    /// Rows as they are, for float panels.
-    pub(super) x: *const f32,
-    pub(super) x_stride: usize,
+    /// The rows, packed for the panel's kind (see `activations`).
+    pub(super) packed: *const u32,
+    /// Rows: 1 to 8, or 12, as [`tile_of`](super::activations::tile_of) has them.
+    pub(super) rows: usize,
     /// 16 outputs per row.
     pub(super) out: *mut f32,
+    /// From one row's outputs to the next's.
     pub(super) out_stride: usize,
+}
+
+/// One group of packed rows.
+#[derive(Clone, Copy)]
+struct Packed {
+    words: *const u32,
+    rows: usize,
+}
+
+/// Every method's safety: the tile's rows are valid (`TileFn`), `i` < 8 and `r` < rows.
+#[allow(unsafe_code)]
+impl Packed {
+    /// Group `g` of a tile of `rows` rows.
+    #[inline(always)]
+    unsafe fn group(tile: &Tile, g: usize, rows: usize) -> Self {
+        // SAFETY: the caller's promise.
+        let words = unsafe { tile.packed.add(g * PACKED_WORDS * rows) };
+        Self { words, rows }
+    }
+
+    /// Four int8.
+    #[inline(always)]
+    unsafe fn word(self, i: usize, r: usize) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.words.add(i * self.rows + r).read() as i32 }
+    }
+
+    /// [`Group::scale`](super::rows::Group::scale).
+    #[inline(always)]
+    unsafe fn scale(self, r: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        f32::from_bits(unsafe { self.word(GROUP_WORDS, r) } as u32)
+    }
+
+    /// [`Group::scaled_sum`](super::rows::Group::scaled_sum).
+    #[inline(always)]
+    unsafe fn scaled_sum(self, r: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        f32::from_bits(unsafe { self.word(GROUP_WORDS + 1, r) } as u32)
+    }
+
+    /// What an unsigned dot product starts with to come out as the signed one. (Q6_K needs it per half.)
+    #[inline(always)]
+    unsafe fn offset(self, kind: PanelKind, r: usize) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match kind {
+                PanelKind::Q4_0 => self.word(GROUP_WORDS + 2, r),
+                PanelKind::Q5_0 => self.word(GROUP_WORDS + 2, r).wrapping_mul(2),
+                PanelKind::Q8_0 => self.word(GROUP_WORDS + 3, r),
+                _ => 0,
+            }
+        }
+    }
+
+    /// As `offset`, of either half of a group of Q6_K.
+    #[inline(always)]
+    unsafe fn half_offset(self, half: usize, r: usize) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.word(GROUP_WORDS + 4 + half, r) }
+    }
 }
 
 /// Computes a tile of as many rows as it was asked for.
 ///
 /// # Safety
-/// The CPU has the instruction set; the tile's pointers are valid for the panel, for its rows of k elements (of the kind that the panel
-/// needs), and for 16 outputs per row, which nobody else touches meanwhile.
+/// The CPU has the instruction set; the tile's pointers are valid for the panel, for its rows of k elements (packed as the panel's kind needs
+/// them), and for 16 outputs per row, which nobody else touches meanwhile.
 pub(super) type TileFn = unsafe fn(&Tile);
 
-/// The kernel for `rows` (1..=[`TILE_ROWS`]) rows.
+/// The kernel for tiles of `rows` rows.
 pub(super) fn tile_fn(isa: Isa, kind: PanelKind, rows: usize) -> TileFn {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::tile_fn(kind, rows),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::tile_fn(kind, rows),
-        _ => portable::tile_fn(kind, rows),
+        _ => portable::tile_fn(kind),
     }
 }
 
@@ -69,6 +124,7 @@ macro_rules! by_rows {
             6 => $tile::<$($kind,)? 6>,
             7 => $tile::<$($kind,)? 7>,
             8 => $tile::<$($kind,)? 8>,
+            12 => $tile::<$($kind,)? 12>,
             other => unreachable!("a tile of {other} rows"),
         }
     };
@@ -117,37 +173,6 @@ const fn kind(number: u8) -> PanelKind {
         Q6K => PanelKind::Q6K,
         _ => PanelKind::F32,
     }
-}
-
-/// What an unsigned dot product starts with to come out as the signed one. (Q6_K needs it per half, and has its own.)
-#[inline(always)]
-const fn offset(kind: PanelKind, group: &Group) -> i32 {
-    match kind {
-        PanelKind::Q4_0 => group.minus_8,
-        PanelKind::Q5_0 => group.minus_8.wrapping_mul(2),
-        PanelKind::Q8_0 => group.minus_128,
-        _ => 0,
-    }
-}
-
-/// −32 times the sums of the first and of the second 16 of 32 bytes: what makes unsigned Q6_K signed.
-///
-/// # Safety
-/// `bytes` are 32.
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-#[inline]
-#[target_feature(enable = "sse2")]
-unsafe fn half_offsets(bytes: *const i8) -> [i32; 2] {
-    use std::arch::x86_64::*;
-    [0, 16].map(|at| {
-        // SAFETY: 16 of the 32 bytes.
-        let bytes = unsafe { _mm_loadu_si128(bytes.add(at).cast()) };
-        // Unsigned, that is 128 more each; two sums of eight.
-        let sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
-        let sum = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
-        -32 * (sum - 16 * 128)
-    })
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use baton_scheduler::StepPlan;
 
 use super::{
-    activations::{bytes_stride, groups_stride},
+    activations::{Activations, Form, TILE_ROWS, tile_of, tile_start, tiles},
     attention::{self, Running, TILE, TileStep},
     backend::{Core, OWN_ROWS, Scratch},
-    linear::{TILE_ROWS, Tile, tile_fn},
+    linear::{Tile, tile_fn},
     math::LANES,
     plan::{Places, RowTile},
     rows,
@@ -25,11 +25,13 @@ use crate::{
 };
 
 /// Rows that meet a group of panels before the next group does: their activations stay in the second-level cache.
-const ROW_BLOCK: usize = 64;
+const ROW_BLOCK: usize = 8 * TILE_ROWS;
 /// Bytes of panels that meet a block of rows: they stay in the first-level cache.
 const PANEL_BYTES: usize = 24 << 10;
 /// Items per thread when there are few rows: evens out threads that lose their core for a while.
 const ITEMS_PER_THREAD: usize = 4;
+/// Columns of an item of packing: whole groups.
+const PACK_COLUMNS: usize = 192;
 /// Columns of an item of element-wise work.
 const COLUMNS: usize = 512;
 
@@ -67,22 +69,36 @@ impl CpuOps<'_> {
         if rows == 0 {
             return;
         }
-        let mut activations = &core.activations;
-        if matrix.quantised() {
-            if rows <= OWN_ROWS {
-                activations = &self.scratch.activations;
-                for row in 0..rows {
-                    // SAFETY: nobody writes x in this phase; the scratch is this thread's own.
-                    unsafe { activations.quantise(core.isa, row, core.arena.row(x, row)) };
-                }
-            } else {
-                for row in self.member.share(rows) {
-                    // SAFETY: nobody writes x in this phase; the activation row is in this thread's share.
-                    unsafe { activations.quantise(core.isa, row, core.arena.row(x, row)) };
-                }
-                self.member.barrier();
+        let forms = Form::ALL.into_iter().filter(|&form| matrix.takes(form));
+        let Scratch {
+            activations: own, pack, ..
+        } = &mut *self.scratch;
+        let mut pack_tile = |activations: &Activations, form, first: usize, columns| {
+            let (_, tile_rows) = tile_of(first, rows);
+            let mut tile = [&[][..]; TILE_ROWS];
+            for (row, slot) in (first..first + tile_rows).zip(&mut tile) {
+                // SAFETY: nobody writes x in this phase.
+                *slot = unsafe { core.arena.row(x, row) };
             }
-        }
+            // SAFETY: this part of the tile is this thread's own, or in its share.
+            unsafe { activations.pack(core.isa, form, first, k, &tile[..tile_rows], columns, pack) };
+        };
+        let activations = if rows <= OWN_ROWS {
+            forms.for_each(|form| pack_tile(own, form, 0, 0..k));
+            &*own
+        } else {
+            let parts = k.div_ceil(PACK_COLUMNS);
+            for form in forms {
+                for item in self.member.share(tiles(rows) * parts) {
+                    let (tile, part) = (item / parts, item % parts);
+                    let first = tile_start(tile, rows);
+                    let columns = part * PACK_COLUMNS..k.min((part + 1) * PACK_COLUMNS);
+                    pack_tile(&core.activations, form, first, columns);
+                }
+            }
+            self.member.barrier();
+            &core.activations
+        };
 
         let panels = matrix.panels();
         let widest = matrix
@@ -108,17 +124,11 @@ impl CpuOps<'_> {
             let item_panels = first_panel..(first_panel + panel_block).min(panels);
             let first_row = item % row_blocks * row_block;
             let end_row = (first_row + row_block).min(rows);
-            for row in (first_row..end_row).step_by(TILE_ROWS) {
-                let tile_rows = TILE_ROWS.min(end_row - row);
-                // Bounds of the tile's last row, so that every row's pointers are within their memory.
-                core.arena.row_ptr(x, row + tile_rows - 1);
+            let mut row = first_row;
+            while row < end_row {
+                let (_, tile_rows) = tile_of(row, rows);
+                // Bounds of the tile's last row, so that every row's pointer is within its memory.
                 out_row(row + tile_rows - 1);
-                let (bytes, groups) = if matrix.quantised() {
-                    activations.row(row + tile_rows - 1, k);
-                    activations.row(row, k)
-                } else {
-                    (std::ptr::null_mut(), std::ptr::null_mut())
-                };
                 let mut before = 0;
                 for segment in &matrix.segments {
                     let tile_fn = tile_fn(core.isa, segment.kind, tile_rows);
@@ -128,12 +138,8 @@ impl CpuOps<'_> {
                             panel: segment.panel(panel - before),
                             shape: segment.shape,
                             k,
-                            bytes,
-                            bytes_stride: bytes_stride(k),
-                            groups,
-                            groups_stride: groups_stride(k),
-                            x: core.arena.row_ptr(x, row),
-                            x_stride: core.arena.stride(x),
+                            rows: tile_rows,
+                            packed: activations.tile(segment.kind.form(), row, tile_rows, k),
                             // SAFETY: a row has room for whole panels: stride ≥ n rounded up to 16.
                             out: unsafe { out_row(row).add(panel * LANES) },
                             out_stride: core.arena.stride(out),
@@ -143,6 +149,7 @@ impl CpuOps<'_> {
                     }
                     before += segment.panels;
                 }
+                row += tile_rows;
             }
         }
         self.member.barrier();

@@ -147,7 +147,7 @@ pub(super) const GROUP: usize = 32;
 
 /// What a kernel needs of one group of quantised activations besides its 32 bytes.
 #[derive(Clone, Copy, PartialEq, Debug)]
-#[repr(C, align(16))]
+#[repr(C)]
 pub(super) struct Group {
     /// Largest magnitude / 127.
     pub(super) scale: f32,
@@ -157,6 +157,30 @@ pub(super) struct Group {
     pub(super) minus_8: i32,
     /// −128 times the sum: what makes unsigned Q8_0 signed.
     pub(super) minus_128: i32,
+    /// −32 times the sums of the first and of the second 16 bytes: what makes unsigned Q6_K signed.
+    pub(super) minus_32: [i32; 2],
+}
+
+impl Group {
+    pub(super) const ZERO: Self = Self {
+        scale: 0.0,
+        scaled_sum: 0.0,
+        minus_8: 0,
+        minus_128: 0,
+        minus_32: [0; 2],
+    };
+
+    /// Its numbers as words, in order.
+    pub(super) fn words(&self) -> [u32; 6] {
+        [
+            self.scale.to_bits(),
+            self.scaled_sum.to_bits(),
+            self.minus_8 as u32,
+            self.minus_128 as u32,
+            self.minus_32[0] as u32,
+            self.minus_32[1] as u32,
+        ]
+    }
 }
 
 /// Groups whose largest magnitude is below this become zero (their scale's inverse would overflow).
@@ -187,17 +211,54 @@ fn quantise_body(x: &[f32], bytes: &mut [i8], groups: &mut [Group]) {
         for (integer, &x) in integers.iter_mut().zip(x) {
             *integer = ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         }
-        let mut sum = 0i32;
         for (byte, &integer) in bytes.iter_mut().zip(&integers) {
             *byte = integer as i8;
-            sum = sum.wrapping_add(integer);
         }
+        let halves = [&integers[..GROUP / 2], &integers[GROUP / 2..]]
+            .map(|half| half.iter().fold(0i32, |sum, &integer| sum.wrapping_add(integer)));
+        let sum = halves[0].wrapping_add(halves[1]);
         *group = Group {
             scale,
             scaled_sum: scale * sum as f32,
             minus_8: sum.wrapping_mul(-8),
             minus_128: sum.wrapping_mul(-128),
+            minus_32: halves.map(|sum| sum.wrapping_mul(-32)),
         };
+    }
+}
+
+for_each_isa! {
+    /// `columns` of rows side by side: `[columns][rows]`.
+    interleave = interleave_body(x: &[&[f32]], columns: std::ops::Range<usize>, out: &mut [u32])
+}
+
+#[inline(always)]
+fn interleave_body(x: &[&[f32]], columns: std::ops::Range<usize>, out: &mut [u32]) {
+    for (column, out) in columns.zip(out.chunks_exact_mut(x.len())) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x[column].to_bits();
+        }
+    }
+}
+
+for_each_isa! {
+    /// One group of each row, side by side: `[words][rows]`, then `[numbers][rows]`.
+    interleave_groups = interleave_groups_body(bytes: &[[i8; GROUP]], groups: &[[Group; 1]], out: &mut [u32])
+}
+
+#[inline(always)]
+fn interleave_groups_body(bytes: &[[i8; GROUP]], groups: &[[Group; 1]], out: &mut [u32]) {
+    let rows = bytes.len();
+    let (words, numbers) = out.split_at_mut(GROUP / 4 * rows);
+    for (r, bytes) in bytes.iter().enumerate() {
+        for (i, word) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            words[i * rows + r] = u32::from_le_bytes(word.map(|byte| byte as u8));
+        }
+    }
+    for (r, [group]) in groups.iter().enumerate() {
+        for (i, number) in group.words().into_iter().enumerate() {
+            numbers[i * rows + r] = number;
+        }
     }
 }
 

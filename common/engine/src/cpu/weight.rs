@@ -20,6 +20,7 @@ use baton_gguf::{Tensor, TensorType};
 use half::f16;
 
 use super::{
+    activations::Form,
     alloc::Aligned,
     builder::LoadError,
     math::{LANES, from_bf16},
@@ -103,8 +104,13 @@ impl PanelKind {
         })
     }
 
-    pub(super) fn quantised(self) -> bool {
-        !matches!(self, Self::Bf16 | Self::F32)
+    /// What it is multiplied with.
+    #[inline(always)]
+    pub(super) fn form(self) -> Form {
+        match self {
+            Self::Bf16 | Self::F32 => Form::Float,
+            _ => Form::Quantised,
+        }
     }
 
     /// Whether groups lie in super-blocks of eight.
@@ -234,8 +240,9 @@ impl Matrix {
         self.segments.iter().map(|segment| segment.panels).sum()
     }
 
-    pub(super) fn quantised(&self) -> bool {
-        self.segments.iter().any(|segment| segment.kind.quantised())
+    /// Whether any of it takes activations in this form.
+    pub(super) fn takes(&self, form: Form) -> bool {
+        self.segments.iter().any(|segment| segment.kind.form() == form)
     }
 
     /// Row `row` as f32: what the stored type says, each operation rounded to f32.

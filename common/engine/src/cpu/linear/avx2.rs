@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, half_offsets, kind, offset};
+use super::{Packed, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, kind};
 use crate::cpu::{
     math::LANES,
     rows::GROUP,
@@ -24,7 +24,7 @@ pub(super) fn tile_fn(kind: PanelKind, rows: usize) -> TileFn {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
     let kind = const { kind(KIND) };
-    // SAFETY: the caller's promise (`TileFn`) covers every address: panel, R rows of k bytes and k / 32 groups, 16 outputs per row.
+    // SAFETY: the caller's promise (`TileFn`) covers every address: panel, R packed rows of k numbers, 16 outputs per row.
     unsafe {
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); R];
@@ -51,12 +51,11 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
                     scale = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factors[0]));
                     min = _mm256_mul_ps(min, _mm256_cvtepi32_ps(factors[1]));
                 }
+                let packed = Packed::group(tile, g, R);
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let bytes = tile.bytes.add(r * tile.bytes_stride + g * GROUP);
-                    let group = &*tile.groups.add(r * tile.groups_stride + g);
-                    let [first, second] = dots::<KIND>(quants, bytes);
+                    let [first, second] = dots::<KIND>(quants, packed, r);
                     let dot = if kind == PanelKind::Q6K {
-                        let offsets = half_offsets(bytes).map(|offset| _mm256_set1_epi32(offset));
+                        let offsets = [0, 1].map(|half| _mm256_set1_epi32(packed.half_offset(half, r)));
                         _mm256_add_epi32(
                             _mm256_mullo_epi32(_mm256_add_epi32(first, offsets[0]), factors[0]),
                             _mm256_mullo_epi32(_mm256_add_epi32(second, offsets[1]), factors[1]),
@@ -66,13 +65,13 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
                         let offset = if kind == PanelKind::Q8_0 {
                             0
                         } else {
-                            offset(kind, group)
+                            packed.offset(kind, r)
                         };
                         _mm256_add_epi32(_mm256_add_epi32(first, second), _mm256_set1_epi32(offset))
                     };
-                    let both = _mm256_mul_ps(scale, _mm256_set1_ps(group.scale));
+                    let both = _mm256_mul_ps(scale, _mm256_set1_ps(packed.scale(r)));
                     *acc = _mm256_fmadd_ps(both, _mm256_cvtepi32_ps(dot), *acc);
-                    let scaled_sum = _mm256_set1_ps(group.scaled_sum);
+                    let scaled_sum = _mm256_set1_ps(packed.scaled_sum(r));
                     if kind.has_min() && kind.super_blocks() {
                         *acc = _mm256_fnmadd_ps(min, scaled_sum, *acc);
                     } else if kind.has_min() {
@@ -91,15 +90,15 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
 /// all and nothing where no caller needs the halves.
 ///
 /// # Safety
-/// The CPU has AVX2; `quants` are the group's, from the first of the eight lanes on; `bytes` are 32.
+/// The CPU has AVX2; `quants` are the group's, from the first of the eight lanes on; `packed` is a tile's group, `r` a row of it.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dots<const KIND: u8>(quants: *const u8, bytes: *const i8) -> [__m256i; 2] {
+unsafe fn dots<const KIND: u8>(quants: *const u8, packed: Packed, r: usize) -> [__m256i; 2] {
     let kind = const { kind(KIND) };
     // SAFETY: the caller's promise.
     let load = |at: usize| unsafe { _mm256_load_si256(quants.add(at).cast()) };
     // SAFETY: the caller's promise.
-    let activation = |i: usize| unsafe { _mm256_set1_epi32(bytes.cast::<i32>().add(i).read_unaligned()) };
+    let activation = |i: usize| unsafe { _mm256_set1_epi32(packed.word(i, r)) };
     let nibble = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
     let zero = _mm256_setzero_si256();
@@ -169,14 +168,15 @@ unsafe fn dots<const KIND: u8>(quants: *const u8, bytes: *const i8) -> [__m256i;
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn float<const R: usize>(tile: &Tile) {
-    // SAFETY: as in `quantised`, with rows of k floats.
+    // SAFETY: as in `quantised`, with packed rows of k floats.
     unsafe {
+        let rows = tile.packed.cast::<f32>();
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); R];
             for k in 0..tile.k {
                 let weights = _mm256_load_ps(tile.panel.cast::<f32>().add(k * LANES + half * HALF));
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm256_fmadd_ps(weights, _mm256_set1_ps(*tile.x.add(r * tile.x_stride + k)), *acc);
+                    *acc = _mm256_fmadd_ps(weights, _mm256_set1_ps(rows.add(k * R + r).read()), *acc);
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
@@ -195,7 +195,11 @@ unsafe fn bf16<const R: usize>(tile: &Tile) {
             let mut multiply = |weights: __m256i, k: usize| {
                 let weights = _mm256_castsi256_ps(weights);
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm256_fmadd_ps(weights, _mm256_set1_ps(*tile.x.add(r * tile.x_stride + k)), *acc);
+                    *acc = _mm256_fmadd_ps(
+                        weights,
+                        _mm256_set1_ps(tile.packed.cast::<f32>().add(k * R + r).read()),
+                        *acc,
+                    );
                 }
             };
             for k in (0..tile.k).step_by(2) {

@@ -3,28 +3,41 @@
 
 use half::f16;
 
-use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, kind, offset};
+use super::{Packed, Tile, TileFn};
 use crate::cpu::{
     math::{LANES, from_bf16},
     rows::GROUP,
     weight::{FACTORS, FACTORS_STRIDE, PanelKind, SCALE_BYTES, SUPER_GROUPS, quant},
 };
 
-pub(super) fn tile_fn(kind: PanelKind, rows: usize) -> TileFn {
-    by_kind!(kind, rows)
+pub(super) fn tile_fn(kind: PanelKind) -> TileFn {
+    match kind {
+        PanelKind::Q4_0 => |tile| quantised(PanelKind::Q4_0, tile),
+        PanelKind::Q4_1 => |tile| quantised(PanelKind::Q4_1, tile),
+        PanelKind::Q5_0 => |tile| quantised(PanelKind::Q5_0, tile),
+        PanelKind::Q5_1 => |tile| quantised(PanelKind::Q5_1, tile),
+        PanelKind::Q8_0 => |tile| quantised(PanelKind::Q8_0, tile),
+        PanelKind::Q4K => |tile| quantised(PanelKind::Q4K, tile),
+        PanelKind::Q5K => |tile| quantised(PanelKind::Q5K, tile),
+        PanelKind::Q6K => |tile| quantised(PanelKind::Q6K, tile),
+        PanelKind::Bf16 => bf16,
+        PanelKind::F32 => float,
+    }
 }
 
-unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
-    let kind = const { kind(KIND) };
-    let groups = tile.k / GROUP;
-    // SAFETY: the caller's promise (`TileFn`): a panel of `shape.bytes`, R rows of k bytes and their groups, 16 outputs per row.
+#[inline(always)]
+fn quantised(kind: PanelKind, tile: &Tile) {
+    // SAFETY: the caller's promise (`TileFn`): a panel of `shape.bytes`, packed rows of k numbers, 16 outputs per row.
     unsafe {
         let panel = std::slice::from_raw_parts(tile.panel, tile.shape.bytes);
-        for r in 0..R {
-            let bytes = std::slice::from_raw_parts(tile.bytes.add(r * tile.bytes_stride), tile.k);
-            let activations = std::slice::from_raw_parts(tile.groups.add(r * tile.groups_stride), groups);
+        for r in 0..tile.rows {
             let mut acc = [0.0f32; LANES];
-            for (g, (bytes, activation)) in bytes.as_chunks::<GROUP>().0.iter().zip(activations).enumerate() {
+            for g in 0..tile.k / GROUP {
+                let packed = Packed::group(tile, g, tile.rows);
+                let mut bytes = [0i8; GROUP];
+                for (i, bytes) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                    *bytes = packed.word(i, r).to_le_bytes().map(|byte| byte as i8);
+                }
                 let (scales, quants) = tile.shape.group(kind, g);
                 let (scales, quants) = (&panel[scales..], &panel[quants..]);
                 let half = |at: usize| f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
@@ -49,16 +62,15 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
                     let dot = if kind == PanelKind::Q6K {
                         let part = |i: usize| {
                             let range = i * GROUP / 2..(i + 1) * GROUP / 2;
-                            let sum: i32 = bytes[range.clone()].iter().map(|&byte| i32::from(byte)).sum();
-                            i32::from(factor(i)) * dot(range, -32 * sum)
+                            i32::from(factor(i)) * dot(range, packed.half_offset(i, r))
                         };
                         part(0) + part(1)
                     } else {
-                        dot(0..GROUP, offset(kind, activation))
+                        dot(0..GROUP, packed.offset(kind, r))
                     };
-                    *acc = (scale * activation.scale).mul_add(dot as f32, *acc);
+                    *acc = (scale * packed.scale(r)).mul_add(dot as f32, *acc);
                     if kind.has_min() {
-                        *acc = min.mul_add(activation.scaled_sum, *acc);
+                        *acc = min.mul_add(packed.scaled_sum(r), *acc);
                     }
                 }
             }
@@ -67,16 +79,16 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
     }
 }
 
-unsafe fn float<const R: usize>(tile: &Tile) {
-    // SAFETY: as in `quantised`, with rows of k floats.
+unsafe fn float(tile: &Tile) {
+    // SAFETY: as in `quantised`, with packed rows of k floats.
     unsafe {
         let panel = std::slice::from_raw_parts(tile.panel.cast::<[f32; LANES]>(), tile.k);
-        for r in 0..R {
-            let x = std::slice::from_raw_parts(tile.x.add(r * tile.x_stride), tile.k);
+        let packed = std::slice::from_raw_parts(tile.packed.cast::<f32>(), tile.k * tile.rows);
+        for r in 0..tile.rows {
             let mut acc = [0.0f32; LANES];
-            for (weights, &x) in panel.iter().zip(x) {
+            for (weights, rows) in panel.iter().zip(packed.chunks_exact(tile.rows)) {
                 for (acc, &weight) in acc.iter_mut().zip(weights) {
-                    *acc = weight.mul_add(x, *acc);
+                    *acc = weight.mul_add(rows[r], *acc);
                 }
             }
             tile.out.add(r * tile.out_stride).cast::<[f32; LANES]>().write(acc);
@@ -84,18 +96,16 @@ unsafe fn float<const R: usize>(tile: &Tile) {
     }
 }
 
-unsafe fn bf16<const R: usize>(tile: &Tile) {
+unsafe fn bf16(tile: &Tile) {
     // SAFETY: as in `float`; the panel has ceil(k / 2) words per lane.
     unsafe {
         let panel = std::slice::from_raw_parts(tile.panel.cast::<[[u16; 2]; LANES]>(), tile.k.div_ceil(2));
-        for r in 0..R {
-            let x = std::slice::from_raw_parts(tile.x.add(r * tile.x_stride), tile.k);
+        let packed = std::slice::from_raw_parts(tile.packed.cast::<f32>(), tile.k * tile.rows);
+        for r in 0..tile.rows {
             let mut acc = [0.0f32; LANES];
-            for (words, x) in panel.iter().zip(x.chunks(2)) {
-                for (half, &x) in x.iter().enumerate() {
-                    for (acc, word) in acc.iter_mut().zip(words) {
-                        *acc = from_bf16(u16::from_le(word[half])).mul_add(x, *acc);
-                    }
+            for (k, rows) in packed.chunks_exact(tile.rows).enumerate() {
+                for (acc, word) in acc.iter_mut().zip(&panel[k / 2]) {
+                    *acc = from_bf16(u16::from_le(word[k % 2])).mul_add(rows[r], *acc);
                 }
             }
             tile.out.add(r * tile.out_stride).cast::<[f32; LANES]>().write(acc);

@@ -2,9 +2,9 @@ use super::*;
 use baton_gguf::TensorType;
 
 use crate::cpu::{
-    alloc::Aligned,
+    activations::{Activations, Form, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
     math::LANES,
-    rows::{GROUP, quantise},
+    rows::{GROUP, Group, quantise},
     testing::{OwnedTensor, Random, TYPES, bits, isas, whole_blocks},
     weight::Matrix,
 };
@@ -12,16 +12,20 @@ use crate::cpu::{
 struct Rows {
     x: Vec<Vec<f32>>,
     bytes: Vec<i8>,
-    groups: Aligned<Group>,
+    groups: Vec<Group>,
 }
 
 fn rows(count: usize, k: usize) -> Rows {
     let mut random = Random::new(7);
-    let x: Vec<Vec<f32>> = (0..count).map(|_| random.floats(k)).collect();
-    let mut bytes = vec![0; count * k];
-    let mut groups = Aligned::zeroed(count * (k / GROUP).max(1)).unwrap();
+    quantised_rows((0..count).map(|_| random.floats(k)).collect())
+}
+
+fn quantised_rows(x: Vec<Vec<f32>>) -> Rows {
+    let k = x[0].len();
+    let mut bytes = vec![0; x.len() * k];
+    let mut groups = vec![Group::ZERO; x.len() * (k / GROUP)];
     if k.is_multiple_of(GROUP) {
-        let groups = groups.as_mut_slice().chunks_exact_mut(k / GROUP);
+        let groups = groups.chunks_exact_mut(k / GROUP);
         for ((x, bytes), groups) in x.iter().zip(bytes.chunks_exact_mut(k)).zip(groups) {
             quantise(Isa::Portable, x, bytes, groups);
         }
@@ -34,7 +38,15 @@ fn rows(count: usize, k: usize) -> Rows {
 fn multiply(isa: Isa, matrix: &Matrix, rows: &Rows, first: usize, count: usize) -> Vec<Vec<f32>> {
     let k = matrix.k;
     let segment = &matrix.segments[0];
-    let x: Vec<f32> = rows.x[first..first + count].concat();
+    let activations = Activations::new(count, |_| k).unwrap();
+    let form = segment.kind.form();
+    let x: Vec<&[f32]> = rows.x[first..first + count].iter().map(|x| &x[..]).collect();
+    // In two parts, as two threads would.
+    let half = k / 2 / GROUP * GROUP;
+    for columns in [0..half, half..k] {
+        // SAFETY: nobody else has the rows.
+        unsafe { activations.pack(isa, form, 0, k, &x, columns, &mut PackScratch::new()) };
+    }
     let mut out = vec![vec![]; count];
     for panel in 0..segment.panels {
         let mut tile_out = vec![f32::NAN; count * LANES];
@@ -42,12 +54,8 @@ fn multiply(isa: Isa, matrix: &Matrix, rows: &Rows, first: usize, count: usize) 
             panel: segment.panel(panel),
             shape: segment.shape,
             k,
-            bytes: rows.bytes[first * k..].as_ptr(),
-            bytes_stride: k,
-            groups: rows.groups.as_slice()[first * (k / GROUP)..].as_ptr(),
-            groups_stride: k / GROUP,
-            x: x.as_ptr(),
-            x_stride: k,
+            rows: count,
+            packed: activations.tile(form, 0, count, k),
             out: tile_out.as_mut_ptr(),
             out_stride: LANES,
         };
@@ -58,6 +66,25 @@ fn multiply(isa: Isa, matrix: &Matrix, rows: &Rows, first: usize, count: usize) 
         }
     }
     out
+}
+
+#[test]
+fn tiles_cover_every_row_once() {
+    for rows in 1..=50 {
+        let (mut row, mut index) = (0, 0);
+        while row < rows {
+            let (first, count) = tile_of(row, rows);
+            assert_eq!(first, row, "{rows} rows");
+            assert!((1..=8).contains(&count) || count == TILE_ROWS, "{rows} rows");
+            for inside in first..first + count {
+                assert_eq!(tile_of(inside, rows), (first, count), "row {inside} of {rows}");
+            }
+            assert_eq!(tile_start(index, rows), first);
+            row += count;
+            index += 1;
+        }
+        assert_eq!((row, index), (rows, tiles(rows)));
+    }
 }
 
 #[test]
@@ -87,7 +114,7 @@ fn every_isa_and_row_count_gives_the_oracle_s_bits() {
                 .map(|row| multiply(Isa::Portable, &matrix, &rows, row, 1).remove(0))
                 .collect();
             for isa in isas() {
-                for count in 1..=TILE_ROWS {
+                for count in (1..=8).chain([TILE_ROWS]) {
                     let first = TILE_ROWS - count;
                     let got = multiply(isa, &matrix, &rows, first, count);
                     for (row, got) in got.iter().enumerate() {
@@ -125,12 +152,8 @@ fn extremes_saturate_nowhere() {
             }
             let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
             for sign in [1.0, -1.0] {
-                let x = vec![vec![sign; k]];
-                let mut bytes = vec![0; k];
-                let mut groups = Aligned::zeroed(k / GROUP).unwrap();
-                quantise(Isa::Portable, &x[0], &mut bytes, groups.as_mut_slice());
-                assert!(bytes.iter().all(|byte| byte.unsigned_abs() == 127));
-                let rows = Rows { x, bytes, groups };
+                let rows = quantised_rows(vec![vec![sign; k]]);
+                assert!(rows.bytes.iter().all(|byte| byte.unsigned_abs() == 127));
                 let oracle = multiply(Isa::Portable, &matrix, &rows, 0, 1);
                 let wanted: f64 = tensor.row(3).iter().map(|&weight| f64::from(weight * sign)).sum();
                 assert!(
@@ -168,8 +191,8 @@ fn the_oracle_is_the_product() {
                     let (weight, x) = (f64::from(weight), f64::from(rows.x[row][j]));
                     wanted += weight * x;
                     magnitude += (weight * x).abs();
-                    if matrix.quantised() {
-                        let scale = rows.groups.as_slice()[(row * k + j) / GROUP].scale;
+                    if matrix.takes(Form::Quantised) {
+                        let scale = rows.groups[(row * k + j) / GROUP].scale;
                         rounding += weight.abs() * f64::from(scale) * 0.5;
                     }
                 }
@@ -179,12 +202,12 @@ fn the_oracle_is_the_product() {
                     error <= rounding + 1e-4 * magnitude.max(1.0),
                     "{dtype} row {i}: {got} is not {wanted}"
                 );
-                if matrix.quantised() {
+                if matrix.takes(Form::Quantised) {
                     let exact: f64 = weights
                         .iter()
                         .enumerate()
                         .map(|(j, &weight)| {
-                            let scale = rows.groups.as_slice()[(row * k + j) / GROUP].scale;
+                            let scale = rows.groups[(row * k + j) / GROUP].scale;
                             f64::from(weight) * f64::from(scale) * f64::from(rows.bytes[row * k + j])
                         })
                         .sum();

@@ -101,6 +101,7 @@ fn quantised(isa: Isa, x: &[f32]) -> (Vec<i8>, Vec<Group>) {
         scaled_sum: 9.0,
         minus_8: 9,
         minus_128: 9,
+        minus_32: [9; 2],
     };
     let (mut bytes, mut groups) = (vec![99; x.len()], vec![none; x.len() / GROUP]);
     quantise(isa, x, &mut bytes, &mut groups);
@@ -125,6 +126,8 @@ fn quantise_agrees() {
     for ((x, bytes), group) in x.chunks_exact(32).zip(bytes.chunks_exact(32)).zip(&groups) {
         let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
         assert_eq!((group.minus_8, group.minus_128), (-8 * sum, -128 * sum));
+        let halves = [&bytes[..16], &bytes[16..]].map(|half| half.iter().map(|&byte| i32::from(byte)).sum::<i32>());
+        assert_eq!(group.minus_32, halves.map(|sum| -32 * sum));
         assert_eq!(group.scaled_sum, group.scale * sum as f32);
         for (x, &byte) in x.iter().zip(bytes) {
             assert!(byte >= -127);
