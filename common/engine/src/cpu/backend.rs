@@ -13,13 +13,13 @@ use super::{
     activations::{Activations, Form, PackScratch},
     alloc::Aligned,
     arena::Arena,
-    attention::{Running, TILE},
+    attention::{Partials, STEP_QUERIES, State},
     builder::{CpuBackendBuilder, CpuConfig, LoadError},
     isa::Isa,
     math,
     memory::CpuKvMemory,
     ops::CpuOps,
-    plan::Places,
+    plan::{self, Places},
     rows,
     team::{Broken, Member, Team},
     weight::Matrix,
@@ -53,6 +53,7 @@ pub(super) struct Core {
     pub(super) arena: Arena,
     pub(super) memory: Arc<CpuKvMemory>,
     pub(super) activations: Activations,
+    pub(super) partials: Partials,
     /// Radians per position of each rotated pair.
     frequencies: Vec<f64>,
     /// `[max_rows][cosines | sines]` of the step's rows.
@@ -67,12 +68,11 @@ pub(super) struct Scratch {
     pub(super) activations: Activations,
     pub(super) pack: PackScratch,
     pub(super) sampler: SamplerScratch,
-    /// `[2 · TILE, head_dim]` each: a tile, and room to read a whole one from any of its tokens on.
-    pub(super) keys: Aligned<f32>,
-    pub(super) values: Aligned<f32>,
-    /// `[row tile, heads of a group, head_dim]`.
-    pub(super) acc: Aligned<f32>,
-    pub(super) running: Vec<Running>,
+    /// A piece's queries, packed `[head_dim][queries]` step by step.
+    pub(super) queries: Aligned<f32>,
+    /// Of one partition, and of all so far.
+    pub(super) part: State,
+    pub(super) total: State,
 }
 
 impl CpuBackend {
@@ -89,6 +89,8 @@ impl CpuBackend {
             ..
         } = builder;
         let shape = config.shape;
+        // Of a piece of attention: a tile's rows times heads, or the heads of one row.
+        let queries = plan::QUERIES.max(STEP_QUERIES);
         let max_k = |form| {
             let taking = matrices.iter().filter(|matrix| matrix.takes(form));
             taking.map(|matrix| matrix.k).max().unwrap_or(0)
@@ -98,6 +100,7 @@ impl CpuBackend {
         let core = Core {
             memory: Arc::new(CpuKvMemory::new(config.layout, config.blocks)?),
             activations: Activations::new(rows, |form| widest[form as usize])?,
+            partials: Partials::new(queries, shape.head_dim)?,
             frequencies: (0..shape.rope_dim / 2)
                 .map(|i| {
                     let frequency = math::power(shape.rope_base, -((2 * i) as f64) / shape.rope_dim as f64);
@@ -124,18 +127,15 @@ impl CpuBackend {
             blocks: core.config.blocks,
             block_tokens: core.config.layout.block_tokens,
         });
-        // A row tile has at most max(QUERIES, group) query heads.
-        let queries = super::plan::QUERIES.max(shape.heads / shape.kv_heads);
         let scratch = (0..config.threads)
             .map(|_| {
                 Ok(Mutex::new(Scratch {
                     activations: Activations::new(OWN_ROWS, |form| widest[form as usize])?,
                     pack: PackScratch::new(),
                     sampler: SamplerScratch::default(),
-                    keys: Aligned::zeroed(2 * TILE * shape.head_dim)?,
-                    values: Aligned::zeroed(2 * TILE * shape.head_dim)?,
-                    acc: Aligned::zeroed(queries * shape.head_dim)?,
-                    running: vec![Running::START; queries],
+                    queries: Aligned::zeroed(queries * shape.head_dim)?,
+                    part: State::new(queries, shape.head_dim)?,
+                    total: State::new(queries, shape.head_dim)?,
                 }))
             })
             .collect::<Result<_, LoadError>>()?;

@@ -6,6 +6,7 @@ use baton_kv::KvLayout;
 use super::{
     alloc::OutOfMemory,
     arena::Arena,
+    attention::TILE,
     backend::CpuBackend,
     isa::{Isa, UnsupportedIsa},
     math::LANES,
@@ -123,6 +124,10 @@ impl<'a> CpuBackendBuilder<'a> {
         require(
             layout.block_tokens > 0 && layout.layers > 0,
             "pool without tokens or layers",
+        )?;
+        require(
+            layout.block_tokens.is_multiple_of(TILE),
+            "blocks are not whole tiles of 32 tokens",
         )?;
         Ok(Self {
             config,

@@ -1,9 +1,13 @@
-//! The pool's bytes in main memory: one allocation `[layer][block][k|v][head][token][dim]` of bf16.
+//! The pool's bytes in main memory: one allocation `[layer][block][k|v][head]` of bf16; keys then lie `[tile of 32 tokens][dim][token]`, so that sixteen
+//! tokens' scores are sixteen lanes, and values `[token][dim]`. A piece has the same order, without what is not valid.
 #![allow(unsafe_code)]
 
 use baton_kv::{BlockId, KvLayout, KvMemory, KvMemoryError};
 
-use super::alloc::{Aligned, OutOfMemory};
+use super::{
+    alloc::{Aligned, OutOfMemory},
+    attention::TILE,
+};
 
 /// A pool in main memory. Pages are taken from the system when first written.
 ///
@@ -16,7 +20,11 @@ pub struct CpuKvMemory {
 
 impl CpuKvMemory {
     /// A zeroed pool of `blocks` blocks.
+    ///
+    /// # Panics
+    /// When blocks are not whole tiles.
     pub fn new(layout: KvLayout, blocks: usize) -> Result<Self, OutOfMemory> {
+        assert!(layout.block_tokens.is_multiple_of(TILE), "blocks are not whole tiles");
         let bytes = layout
             .block_bytes()
             .checked_mul(blocks)
@@ -43,24 +51,37 @@ impl CpuKvMemory {
         unsafe { self.elements.as_ptr().add((layer * self.blocks + block) * elements) }
     }
 
-    /// Start of a piece and bytes of one head's run within it; checks the arguments.
-    fn piece(
+    /// Calls `copy` with each contiguous run of a piece: where it lies, and its bytes. Checks the arguments.
+    fn runs(
         &self,
         layer: usize,
         block: BlockId,
         tokens: usize,
         got: usize,
-    ) -> Result<(*mut u8, usize), KvMemoryError> {
+        mut copy: impl FnMut(*mut u8, usize),
+    ) -> Result<(), KvMemoryError> {
         let layout = &self.layout;
         if layer >= layout.layers || block.0 as usize >= self.blocks || tokens > layout.block_tokens {
             return Err(KvMemoryError::OutOfRange);
         }
-        let run = layout.head_bytes(tokens);
-        let expected = 2 * layout.heads * run;
+        let expected = 2 * layout.heads * layout.head_bytes(tokens);
         if got != expected {
             return Err(KvMemoryError::Length { expected, got });
         }
-        Ok((self.block(layer, block).cast(), run))
+        let (d, head_elements) = (layout.head_dim, layout.block_tokens * layout.head_dim);
+        let base = self.block(layer, block);
+        // SAFETY: 2 × heads runs of `head_elements` make up the block's layer, and tokens are at most its tokens.
+        let at = |slot: usize, element: usize| unsafe { base.add(slot * head_elements + element) };
+        let mut copy = |from: *mut u16, elements: usize| copy(from.cast(), elements * size_of::<u16>());
+        for slot in 0..layout.heads {
+            let whole = tokens / TILE * TILE;
+            copy(at(slot, 0), whole * d);
+            if whole < tokens {
+                (0..d).for_each(|i| copy(at(slot, whole * d + i * TILE), tokens - whole));
+            }
+        }
+        (layout.heads..2 * layout.heads).for_each(|slot| copy(at(slot, 0), tokens * d));
+        Ok(())
     }
 }
 
@@ -74,24 +95,24 @@ impl KvMemory for CpuKvMemory {
     }
 
     fn read(&self, layer: usize, block: BlockId, tokens: usize, out: &mut [u8]) -> Result<(), KvMemoryError> {
-        let (base, run) = self.piece(layer, block, tokens, out.len())?;
-        let stride = self.layout.head_bytes(self.layout.block_tokens);
-        for (i, out) in out.chunks_exact_mut(run.max(1)).enumerate() {
-            // SAFETY: `piece` checked the range: 2 × heads runs, `stride` apart, each within the block. Nobody writes these tokens
-            // meanwhile (the trait's contract).
-            unsafe { std::ptr::copy_nonoverlapping(base.add(i * stride), out.as_mut_ptr(), run) };
-        }
-        Ok(())
+        let len = out.len();
+        let mut rest = out;
+        self.runs(layer, block, tokens, len, |from, bytes| {
+            let (run, after) = std::mem::take(&mut rest).split_at_mut(bytes);
+            // SAFETY: the run lies within the block, and nobody writes these tokens meanwhile (the trait's contract).
+            unsafe { std::ptr::copy_nonoverlapping(from, run.as_mut_ptr(), bytes) };
+            rest = after;
+        })
     }
 
     fn write(&self, layer: usize, block: BlockId, tokens: usize, bytes: &[u8]) -> Result<(), KvMemoryError> {
-        let (base, run) = self.piece(layer, block, tokens, bytes.len())?;
-        let stride = self.layout.head_bytes(self.layout.block_tokens);
-        for (i, bytes) in bytes.chunks_exact(run.max(1)).enumerate() {
+        let mut rest = bytes;
+        self.runs(layer, block, tokens, bytes.len(), |to, bytes| {
+            let (run, after) = rest.split_at(bytes);
             // SAFETY: as in `read`; nobody else reads or writes these tokens meanwhile.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), base.add(i * stride), run) };
-        }
-        Ok(())
+            unsafe { std::ptr::copy_nonoverlapping(run.as_ptr(), to, bytes) };
+            rest = after;
+        })
     }
 }
 

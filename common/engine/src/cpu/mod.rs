@@ -15,6 +15,7 @@
 mod activations;
 mod alloc;
 mod arena;
+mod attend;
 mod attention;
 mod backend;
 mod builder;

@@ -11,11 +11,11 @@ use baton_scheduler::StepPlan;
 
 use super::{
     activations::{Activations, Form, TILE_ROWS, tile_of, tile_start, tiles},
-    attention::{self, Running, TILE, TileStep},
+    attention::TILE,
     backend::{Core, OWN_ROWS, Scratch},
     linear::{Tile, tile_fn},
     math::LANES,
-    plan::{Places, RowTile},
+    plan::Places,
     rows,
     team::Member,
 };
@@ -154,129 +154,6 @@ impl CpuOps<'_> {
         }
         self.member.barrier();
     }
-
-    /// Attention of some of a KV head's query heads, for the rows of one tile.
-    fn attend(
-        &mut self,
-        layer: usize,
-        qkv: Buffer,
-        out: Buffer,
-        tile: &RowTile,
-        kv_head: usize,
-        heads: std::ops::Range<usize>,
-    ) {
-        let core = self.core;
-        let shape = &core.config.shape;
-        let d = shape.head_dim;
-        let count = heads.len();
-        let first = kv_head * (shape.heads / shape.kv_heads) + heads.start;
-        let step_fn = attention::step_fn(core.isa);
-        let scale = 1.0 / (d as f32).sqrt();
-        let Scratch {
-            keys,
-            values,
-            acc,
-            running,
-            ..
-        } = &mut *self.scratch;
-        running[..tile.rows * count].fill(Running::START);
-        acc.as_mut_slice()[..tile.rows * count * d].fill(0.0);
-
-        let end = tile.position + tile.rows;
-        // The first row sees furthest back. Tiles lie at multiples of 32, whatever the window.
-        let begin = shape.first_seen(tile.position) / TILE * TILE;
-        for start in (begin..end).step_by(TILE) {
-            let tokens = TILE.min(end - start);
-            load_tile(
-                core,
-                self.plan,
-                layer,
-                tile,
-                kv_head,
-                start..start + tokens,
-                keys.as_mut_slice(),
-                values.as_mut_slice(),
-            );
-            for row in 0..tile.rows {
-                let position = tile.position + row;
-                if position < start {
-                    continue;
-                }
-                let tokens = TILE.min(position + 1 - start);
-                let unseen = shape.first_seen(position).saturating_sub(start);
-                if unseen >= tokens {
-                    continue;
-                }
-                // SAFETY: nobody writes qkv in this phase.
-                let queries = unsafe { core.arena.row(qkv, tile.row + row) };
-                let step = TileStep {
-                    queries: queries[first * d..(first + count) * d].as_ptr(),
-                    heads: count,
-                    head_dim: d,
-                    scale,
-                    keys: keys.as_slice()[unseen * d..][..TILE * d].as_ptr(),
-                    values: values.as_slice()[unseen * d..][..TILE * d].as_ptr(),
-                    tokens: tokens - unseen,
-                    running: running[row * count..][..count].as_mut_ptr(),
-                    acc: acc.as_mut_slice()[row * count * d..][..count * d].as_mut_ptr(),
-                };
-                // SAFETY: `isa` was checked against the CPU, and the slices above have the shapes that the step names.
-                unsafe { step_fn(&step) };
-            }
-        }
-        for row in 0..tile.rows {
-            // SAFETY: these heads of this row belong to this item; the pointer arithmetic stays within the row (width checked by `attention`).
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(core.arena.row_ptr(out, tile.row + row).add(first * d), count * d)
-            };
-            let acc = &acc.as_slice()[row * count * d..][..count * d];
-            for ((out, acc), running) in out
-                .chunks_exact_mut(d)
-                .zip(acc.chunks_exact(d))
-                .zip(&running[row * count..][..count])
-            {
-                let inverse = 1.0 / running.sum;
-                for (out, acc) in out.iter_mut().zip(acc) {
-                    *out = acc * inverse;
-                }
-            }
-        }
-    }
-}
-
-/// Expands one KV head's keys and values at `positions` (at most a tile) of the row tile's sequence.
-#[allow(clippy::too_many_arguments)]
-fn load_tile(
-    core: &Core,
-    plan: &StepPlan,
-    layer: usize,
-    tile: &RowTile,
-    kv_head: usize,
-    positions: std::ops::Range<usize>,
-    keys: &mut [f32],
-    values: &mut [f32],
-) {
-    let layout = &core.config.layout;
-    let d = layout.head_dim;
-    let table = plan.table(&plan.spans[tile.span]);
-    let mut at = positions.start;
-    while at < positions.end {
-        let offset = at % layout.block_tokens;
-        let tokens = (layout.block_tokens - offset).min(positions.end - at);
-        let block = core.memory.block(layer, table[at / layout.block_tokens]);
-        let from = (kv_head * layout.block_tokens + offset) * d;
-        let to = (at - positions.start) * d..(at - positions.start + tokens) * d;
-        // SAFETY: head and tokens lie within the block. They were written before this step or before the last barrier, and nobody
-        // writes them now.
-        unsafe {
-            let key = std::slice::from_raw_parts(block.add(from), tokens * d);
-            let value =
-                std::slice::from_raw_parts(block.add(layout.heads * layout.block_tokens * d + from), tokens * d);
-            rows::widen(core.isa, key, &mut keys[to.clone()]);
-            rows::widen(core.isa, value, &mut values[to]);
-        }
-        at += tokens;
-    }
 }
 
 impl Ops for CpuOps<'_> {
@@ -346,8 +223,8 @@ impl Ops for CpuOps<'_> {
             if head < shape.heads + shape.kv_heads {
                 if let Some(norms) = &post.norms {
                     let weight = if head < shape.heads { norms.query } else { norms.key };
-                    // A tile of keys is not in use in this phase.
-                    let before = &mut self.scratch.keys.as_mut_slice()[..d];
+                    // The queries' room is not in use in this phase.
+                    let before = &mut self.scratch.queries.as_mut_slice()[..d];
                     before.copy_from_slice(x);
                     rows::rms_norm(core.isa, before, &core.vectors[weight.0][..d], norms.epsilon, x);
                 }
@@ -357,11 +234,17 @@ impl Ops for CpuOps<'_> {
             if let Some(slot) = head.checked_sub(shape.heads) {
                 let place = self.places.rows[row];
                 let block = self.plan.table(&self.plan.spans[place.span])[place.position / bt];
-                let at = (slot * bt + place.position % bt) * d;
+                let (token, start) = (place.position % bt, slot * bt * d);
                 // SAFETY: slots are keys' heads, then values' heads: within the block. The scheduler gives every position of a step its own
                 // place (a sequence writes only to blocks that it alone holds), and this item its one thread.
-                let out = unsafe { std::slice::from_raw_parts_mut(core.memory.block(layer, block).add(at), d) };
-                rows::narrow(core.isa, x, out);
+                unsafe {
+                    let head = core.memory.block(layer, block).add(start);
+                    if slot < shape.kv_heads {
+                        rows::narrow_apart(core.isa, x, head.add(token / TILE * TILE * d + token % TILE), TILE);
+                    } else {
+                        rows::narrow(core.isa, x, std::slice::from_raw_parts_mut(head.add(token * d), d));
+                    }
+                }
             }
         }
         self.member.barrier();
@@ -369,28 +252,10 @@ impl Ops for CpuOps<'_> {
 
     fn attention(&mut self, layer: usize, qkv: Buffer, out: Buffer) {
         let shape = self.core.config.shape;
-        let group = shape.heads / shape.kv_heads;
         self.check_width(qkv, (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
         self.check_width(out, shape.heads * shape.head_dim);
         assert_ne!(qkv, out, "attention cannot work in place");
-        let places = self.places;
-        let pairs = places.tiles.len() * shape.kv_heads;
-        // Too few pairs of (row tile, KV head) to keep the threads busy: one query head each.
-        let parts = if pairs < 2 * self.member.threads() { group } else { 1 };
-        let items = pairs * parts;
-        loop {
-            let item = self.member.next_item();
-            if item >= items {
-                break;
-            }
-            // A span's last rows see most tokens: longest work first.
-            let item = items - 1 - item;
-            let (pair, part) = (item / parts, item % parts);
-            let (tile, kv_head) = (&places.tiles[pair / shape.kv_heads], pair % shape.kv_heads);
-            let heads = part * group / parts..(part + 1) * group / parts;
-            self.attend(layer, qkv, out, tile, kv_head, heads);
-        }
-        self.member.barrier();
+        self.attend(layer, qkv, out);
     }
 
     fn silu_mul(&mut self, gate_up: Buffer, out: Buffer) {

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use baton_scheduler::StepPlan;
 
-use super::builder::CpuConfig;
+use super::{attention::PARTITION, builder::CpuConfig};
 
-/// Query heads times rows that share one conversion of a KV tile: their accumulators stay in the first-level cache.
-pub(super) const QUERIES: usize = 32;
+/// Query heads times rows that share a KV tile: it and their accumulators stay in the first-level cache.
+pub(super) const QUERIES: usize = 48;
 
 /// Consecutive rows of one span, attended to together.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct RowTile {
     pub(super) span: usize,
     /// First row of the step.
@@ -18,6 +18,10 @@ pub(super) struct RowTile {
     pub(super) rows: usize,
     /// Position of the first row.
     pub(super) position: usize,
+    /// Of the context: those that any of the rows sees.
+    pub(super) partitions: Range<usize>,
+    /// Partitions of the tiles before it.
+    pub(super) first_partition: usize,
 }
 
 /// Where a row's token stands.
@@ -32,6 +36,8 @@ pub(super) struct RowPlace {
 pub(super) struct Places {
     pub(super) rows: Vec<RowPlace>,
     pub(super) tiles: Vec<RowTile>,
+    /// Of all tiles together.
+    pub(super) partitions: usize,
     /// Last row of each sampling span, and the span.
     pub(super) sampling: Vec<(usize, usize)>,
 }
@@ -42,17 +48,25 @@ impl Places {
         self.rows.clear();
         self.tiles.clear();
         self.sampling.clear();
+        self.partitions = 0;
         for (index, span) in plan.spans.iter().enumerate() {
             let Range { start, end } = span.rows;
             let group = config.shape.heads / config.shape.kv_heads;
             let rows_per_tile = (QUERIES / group).max(1);
             for first in span.rows.clone().step_by(rows_per_tile) {
                 let position = span.context + (first - start);
+                let rows = rows_per_tile.min(end - first);
+                let seen = config.shape.first_seen(position)..position + rows;
+                let partitions = seen.start / PARTITION..seen.end.div_ceil(PARTITION);
+                let first_partition = self.partitions;
+                self.partitions += partitions.len();
                 self.tiles.push(RowTile {
                     span: index,
                     row: first,
-                    rows: rows_per_tile.min(end - first),
+                    rows,
                     position,
+                    partitions,
+                    first_partition,
                 });
             }
             self.rows
@@ -61,5 +75,16 @@ impl Places {
                 self.sampling.push((end - 1, index));
             }
         }
+    }
+
+    /// The `index`-th partition of all tiles: its tile, and its number within the context.
+    pub(super) fn partition(&self, index: usize) -> Option<(usize, usize)> {
+        let tile = self
+            .tiles
+            .partition_point(|tile| tile.first_partition <= index)
+            .checked_sub(1)?;
+        let partitions = &self.tiles[tile].partitions;
+        let partition = partitions.start + index - self.tiles[tile].first_partition;
+        (partition < partitions.end).then_some((tile, partition))
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     isa::Isa,
-    math::{LANES, ROUND, exp, from_bf16, sin_cos, to_bf16, tree_sum},
+    math::{LANES, ROUND, exp, sin_cos, to_bf16, tree_sum},
 };
 
 /// Compiles `$body` for each instruction set and picks by `isa`.
@@ -131,14 +131,15 @@ fn narrow_body(x: &[f32], out: &mut [u16]) {
 }
 
 for_each_isa! {
-    /// Expands bf16.
-    widen = widen_body(x: &[u16], out: &mut [f32])
+    /// Rounds to bf16, number i at `out + i * stride`: the caller has all these places to itself.
+    narrow_apart = narrow_apart_body(x: &[f32], out: *mut u16, stride: usize)
 }
 
 #[inline(always)]
-fn widen_body(x: &[u16], out: &mut [f32]) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = from_bf16(x);
+fn narrow_apart_body(x: &[f32], out: *mut u16, stride: usize) {
+    for (i, &x) in x.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { out.add(i * stride).write(to_bf16(x)) };
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{TILE, TileStep};
+use super::{Running, TILE, TileStep};
 use crate::cpu::math::{self, EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LANES, LN2_HIGH, LN2_LOW, LOG2_E, ROUND};
 
 /// Lanes of a ymm register.
@@ -11,69 +11,149 @@ const HALF: usize = 8;
 
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn step(step: &TileStep) {
+    // SAFETY: the caller's promise (`StepFn`); queries are among `count`.
+    unsafe {
+        let mut q = 0;
+        while q < step.count {
+            let count = (step.count - q).min(2);
+            match count {
+                1 => queries::<1>(step, q),
+                _ => queries::<2>(step, q),
+            }
+            q += count;
+        }
+    }
+}
+
+/// Two bf16 in each word: the lower ones, and the upper ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(words: __m256i) -> [__m256; 2] {
+    [
+        _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)),
+        _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000u32 as i32))),
+    ]
+}
+
+/// Q queries from the `first` on.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn queries<const Q: usize>(step: &TileStep, first: usize) {
     let d = step.head_dim;
-    for head in 0..step.heads {
-        // SAFETY: the caller's promise (`StepFn`): `head` is below `heads`, tokens below 32, and d is a multiple of 16.
-        unsafe {
-            let query = step.queries.add(head * d);
-            let acc = step.acc.add(head * d);
-            let running = &mut *step.running.add(head);
-            let mut p = [f32::NEG_INFINITY; TILE];
+    // SAFETY: the caller's promise (`StepFn`): d rows of 32 keys; Q entries of `running`, and d accumulators each.
+    unsafe {
+        // Of tokens 0..16 the even and the odd ones, then of tokens 16..32.
+        let mut scores = [[_mm256_setzero_ps(); 4]; Q];
+        for i in 0..d {
+            let keys = step.keys.add(i * TILE);
+            let [a, b] = widen(_mm256_loadu_si256(keys.cast()));
+            let [c, e] = widen(_mm256_loadu_si256(keys.add(LANES).cast()));
+            for (q, scores) in scores.iter_mut().enumerate() {
+                let query = _mm256_set1_ps(step.queries.add(i * step.stride + first + q).read());
+                for (score, keys) in scores.iter_mut().zip([a, b, c, e]) {
+                    *score = _mm256_fmadd_ps(query, keys, *score);
+                }
+            }
+        }
+        for (q, scores) in scores.into_iter().enumerate() {
+            let running: &mut Running = &mut *step.running.add(first + q);
+            // In the order of the registers.
+            let mut p = [0.0f32; TILE];
+            for (i, score) in scores.into_iter().enumerate() {
+                _mm256_storeu_ps(p.as_mut_ptr().add(i * HALF), score);
+            }
             let mut max = running.max;
-            for (token, score) in p.iter_mut().enumerate().take(step.tokens) {
-                *score = dot(query, step.keys.add(token * d), d) * step.scale;
+            for (i, score) in p.iter_mut().enumerate() {
+                let token = i / LANES * LANES + i % HALF * 2 + i / HALF % 2;
+                if !step.tokens.contains(&token) {
+                    *score = f32::NEG_INFINITY;
+                }
                 max = if *score > max { *score } else { max };
             }
             let correction = math::exp(running.max - max);
-            let mut quarters = [_mm256_setzero_ps(); TILE / HALF];
-            for (i, quarter) in quarters.iter_mut().enumerate() {
+            let mut weights = [_mm256_setzero_ps(); 4];
+            for (i, weight) in weights.iter_mut().enumerate() {
                 let scores = p.as_mut_ptr().add(i * HALF);
-                *quarter = exp(_mm256_sub_ps(_mm256_loadu_ps(scores), _mm256_set1_ps(max)));
-                _mm256_storeu_ps(scores, *quarter);
+                *weight = exp(_mm256_sub_ps(_mm256_loadu_ps(scores), _mm256_set1_ps(max)));
+                _mm256_storeu_ps(scores, *weight);
             }
-            let [a, b, c, e] = quarters;
-            let sum = tree_sum(_mm256_add_ps(a, c), _mm256_add_ps(b, e));
             running.max = max;
-            running.sum = running.sum.mul_add(correction, sum);
+            for half in 0..2 {
+                let sums = running.sums.as_mut_ptr().add(half * HALF);
+                let pairs = _mm256_add_ps(weights[2 * half], weights[2 * half + 1]);
+                let sum = _mm256_fmadd_ps(_mm256_loadu_ps(sums), _mm256_set1_ps(correction), pairs);
+                _mm256_storeu_ps(sums, sum);
+            }
+            let acc = step.acc.add((first + q) * d);
             let mut at = 0;
-            while at + 4 * HALF <= d {
-                weigh::<4>(step, acc, at, &p, correction);
-                at += 4 * HALF;
+            while at + 64 <= d {
+                weigh::<2>(step, acc, at, &p, correction);
+                at += 64;
             }
-            while at < d {
+            if at + 32 <= d {
                 weigh::<1>(step, acc, at, &p, correction);
-                at += HALF;
+                at += 32;
+            }
+            if at < d {
+                weigh_last(step, acc, at, &p, correction);
             }
         }
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn dot(a: *const f32, b: *const f32, d: usize) -> f32 {
-    let (mut low, mut high) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-    for at in (0..d).step_by(LANES) {
-        // SAFETY: the caller has `d` numbers at both.
-        unsafe {
-            low = _mm256_fmadd_ps(_mm256_loadu_ps(a.add(at)), _mm256_loadu_ps(b.add(at)), low);
-            high = _mm256_fmadd_ps(
-                _mm256_loadu_ps(a.add(at + HALF)),
-                _mm256_loadu_ps(b.add(at + HALF)),
-                high,
-            );
-        }
-    }
-    tree_sum(low, high)
+/// Where a token's probability lies.
+#[inline(always)]
+fn at_of(token: usize) -> usize {
+    token / LANES * LANES + token % 2 * HALF + token % LANES / 2
 }
 
-/// [`math::tree_sum`].
+/// `acc = acc * correction + p · values` for `32 * N` dimensions from `at` on.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn tree_sum(low: __m256, high: __m256) -> f32 {
-    let v = _mm256_add_ps(low, high);
-    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+unsafe fn weigh<const N: usize>(step: &TileStep, acc: *mut f32, at: usize, p: &[f32; TILE], correction: f32) {
+    // SAFETY: as in `queries`; at + 32 * N ≤ d. Sixteen values are eight even and eight odd dimensions, which lie 16 apart.
+    unsafe {
+        let place = |n: usize, i: usize| acc.add(at + n * 32 + i % 2 * LANES + i / 2 * HALF);
+        let mut sums = [[_mm256_setzero_ps(); 4]; N];
+        for (n, sums) in sums.iter_mut().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm256_mul_ps(_mm256_loadu_ps(place(n, i)), _mm256_set1_ps(correction));
+            }
+        }
+        for token in step.tokens.clone() {
+            let values = step.values.add(token * step.head_dim + at);
+            let p = _mm256_set1_ps(p[at_of(token)]);
+            for (n, sums) in sums.iter_mut().enumerate() {
+                for half in 0..2 {
+                    let [even, odd] = widen(_mm256_loadu_si256(values.add(n * 32 + half * LANES).cast()));
+                    sums[2 * half] = _mm256_fmadd_ps(p, even, sums[2 * half]);
+                    sums[2 * half + 1] = _mm256_fmadd_ps(p, odd, sums[2 * half + 1]);
+                }
+            }
+        }
+        for (n, sums) in sums.into_iter().enumerate() {
+            for (i, sum) in sums.into_iter().enumerate() {
+                _mm256_storeu_ps(place(n, i), sum);
+            }
+        }
+    }
+}
+
+/// The last 16 dimensions, which lie in order.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn weigh_last(step: &TileStep, acc: *mut f32, at: usize, p: &[f32; TILE], correction: f32) {
+    // SAFETY: as in `queries`; at + 16 ≤ d.
+    unsafe {
+        for at in [at, at + HALF] {
+            let mut sum = _mm256_mul_ps(_mm256_loadu_ps(acc.add(at)), _mm256_set1_ps(correction));
+            for token in step.tokens.clone() {
+                let values = _mm_loadu_si128(step.values.add(token * step.head_dim + at).cast());
+                let values = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(values), 16));
+                sum = _mm256_fmadd_ps(_mm256_set1_ps(p[at_of(token)]), values, sum);
+            }
+            _mm256_storeu_ps(acc.add(at), sum);
+        }
+    }
 }
 
 /// [`math::exp`].
@@ -100,26 +180,4 @@ fn exp(x: __m256) -> __m256 {
         _mm256_set1_ps(f32::INFINITY),
         high,
     )
-}
-
-/// `acc = acc * correction + p · values` for `8 * N` dimensions from `at` on.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn weigh<const N: usize>(step: &TileStep, acc: *mut f32, at: usize, p: &[f32; TILE], correction: f32) {
-    // SAFETY: as in `step`; at + 8 * N ≤ d.
-    unsafe {
-        let mut sums = [_mm256_setzero_ps(); N];
-        for (n, sum) in sums.iter_mut().enumerate() {
-            *sum = _mm256_mul_ps(_mm256_loadu_ps(acc.add(at + n * HALF)), _mm256_set1_ps(correction));
-        }
-        for (token, &p) in p.iter().enumerate().take(step.tokens) {
-            let values = step.values.add(token * step.head_dim + at);
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm256_fmadd_ps(_mm256_set1_ps(p), _mm256_loadu_ps(values.add(n * HALF)), *sum);
-            }
-        }
-        for (n, sum) in sums.into_iter().enumerate() {
-            _mm256_storeu_ps(acc.add(at + n * HALF), sum);
-        }
-    }
 }

@@ -1,55 +1,50 @@
 //! The scalar definition of a tile step.
 #![allow(unsafe_code)]
 
-use super::{TILE, TileStep};
-use crate::cpu::math::{LANES, exp, tree_sum};
+use super::{TILE, TileStep, place};
+use crate::cpu::math::{exp, from_bf16};
 
 pub(super) unsafe fn step(step: &TileStep) {
     let d = step.head_dim;
-    // SAFETY: the caller's promise (`StepFn`): every pointer is valid for its shape, and nobody else touches `running` and `acc`.
-    let (queries, keys, values, running, acc) = unsafe {
+    // SAFETY: the caller's promise (`StepFn`): every pointer is valid for its shape, and nobody else touches `running` and `acc`. Only the values of seen tokens
+    // are read.
+    let (queries, keys, running, acc) = unsafe {
         (
-            std::slice::from_raw_parts(step.queries, step.heads * d),
-            std::slice::from_raw_parts(step.keys, step.tokens * d),
-            std::slice::from_raw_parts(step.values, step.tokens * d),
-            std::slice::from_raw_parts_mut(step.running, step.heads),
-            std::slice::from_raw_parts_mut(step.acc, step.heads * d),
+            std::slice::from_raw_parts(step.queries, (d - 1) * step.stride + step.count),
+            std::slice::from_raw_parts(step.keys, TILE * d),
+            std::slice::from_raw_parts_mut(step.running, step.count),
+            std::slice::from_raw_parts_mut(step.acc, step.count * d),
         )
     };
-    for ((query, running), acc) in queries.chunks_exact(d).zip(running).zip(acc.chunks_exact_mut(d)) {
-        let mut scores = [f32::NEG_INFINITY; TILE];
-        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(d)) {
-            *score = dot(query, key) * step.scale;
+    for ((q, running), acc) in running.iter_mut().enumerate().zip(acc.chunks_exact_mut(d)) {
+        let mut scores = [0.0f32; TILE];
+        for (i, keys) in keys.as_chunks::<TILE>().0.iter().enumerate() {
+            let query = queries[i * step.stride + q];
+            for (score, &key) in scores.iter_mut().zip(keys) {
+                *score = query.mul_add(from_bf16(key), *score);
+            }
         }
         let mut max = running.max;
-        for &score in &scores {
-            max = if score > max { score } else { max };
+        for (t, score) in scores.iter_mut().enumerate() {
+            if !step.tokens.contains(&t) {
+                *score = f32::NEG_INFINITY;
+            }
+            max = if *score > max { *score } else { max };
         }
         let correction = exp(running.max - max);
         let p = scores.map(|score| exp(score - max));
-        let mut lanes = [0.0; LANES];
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = p[l] + p[l + LANES];
-        }
         running.max = max;
-        running.sum = running.sum.mul_add(correction, tree_sum(lanes));
-        for acc in acc.iter_mut() {
-            *acc *= correction;
+        for (sum, pair) in running.sums.iter_mut().zip(p.as_chunks::<2>().0) {
+            *sum = sum.mul_add(correction, pair[0] + pair[1]);
         }
-        for (value, &p) in values.chunks_exact(d).zip(&p) {
-            for (acc, &value) in acc.iter_mut().zip(value) {
-                *acc = p.mul_add(value, *acc);
+        acc.iter_mut().for_each(|acc| *acc *= correction);
+        for t in step.tokens.clone() {
+            // SAFETY: a seen token's values.
+            let values = unsafe { std::slice::from_raw_parts(step.values.add(t * d), d) };
+            for (i, &value) in values.iter().enumerate() {
+                let acc = &mut acc[place(i, d)];
+                *acc = p[t].mul_add(from_bf16(value), *acc);
             }
         }
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for l in 0..LANES {
-            lanes[l] = a[l].mul_add(b[l], lanes[l]);
-        }
-    }
-    tree_sum(lanes)
 }

@@ -260,7 +260,7 @@ fn a_decode_row_is_that_row_of_a_prefill_at_every_border() {
 fn other_block_sizes_give_the_same_bits() {
     let sequence = tokens(4, 90);
     let oracle = chunked(&mut small(config(Isa::Portable, 1)), &sequence, 90, &[5, 2, 9]);
-    for (block_tokens, table) in [(16, &[3, 1, 0, 2, 7, 5][..]), (64, &[1, 0]), (24, &[4, 2, 0, 1])] {
+    for (block_tokens, table) in [(64, &[1, 0][..]), (96, &[2])] {
         let mut config = config(Isa::detect(), 2);
         config.layout.block_tokens = block_tokens;
         assert_eq!(
@@ -363,12 +363,13 @@ fn rope_and_attention_are_the_textbook_s() {
             }
         }
 
-        // The pool holds the turned keys and the values, rounded, in canonical order.
+        // The pool holds the turned keys, by dimension, and the values, by token, rounded.
         let memory = small.backend.memory();
         let mut piece = vec![0; memory.layout().layer_block_bytes()];
         memory.read(1, BlockId(2), 32, &mut piece).unwrap();
         let element = |slot: usize, token: usize, dim: usize| {
-            let at = 2 * ((slot * 32 + token) * 32 + dim);
+            let (row, column) = if slot < 2 { (dim, token) } else { (token, dim) };
+            let at = 2 * ((slot * 32 + row) * 32 + column);
             half::bf16::from_le_bytes([piece[at], piece[at + 1]])
         };
         for slot in 0..4 {

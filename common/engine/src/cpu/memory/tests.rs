@@ -2,57 +2,84 @@ use baton_kv::KvDtype;
 
 use super::*;
 
+const TOKENS: usize = 64;
+const DIM: usize = 16;
+const HEADS: usize = 3;
+
 fn layout() -> KvLayout {
     KvLayout {
         layers: 2,
-        heads: 3,
-        head_dim: 16,
-        block_tokens: 4,
+        heads: HEADS,
+        head_dim: DIM,
+        block_tokens: TOKENS,
         dtype: KvDtype::Bf16,
     }
+}
+
+/// Which number a piece of `tokens` tokens has at each place, as (slot, token, dim).
+fn places(tokens: usize) -> Vec<(usize, usize, usize)> {
+    let mut places = Vec::new();
+    for slot in 0..HEADS {
+        for tile in (0..tokens).step_by(TILE) {
+            for dim in 0..DIM {
+                places.extend((tile..tokens.min(tile + TILE)).map(|token| (slot, token, dim)));
+            }
+        }
+    }
+    for slot in HEADS..2 * HEADS {
+        places.extend((0..tokens).flat_map(|token| (0..DIM).map(move |dim| (slot, token, dim))));
+    }
+    places
+}
+
+fn number((slot, token, dim): (usize, usize, usize)) -> u16 {
+    (1 + slot * TOKENS * DIM + token * DIM + dim) as u16
+}
+
+fn piece(tokens: usize) -> Vec<u8> {
+    places(tokens)
+        .into_iter()
+        .flat_map(|place| number(place).to_le_bytes())
+        .collect()
 }
 
 #[test]
 fn pieces_come_back_whole_or_in_part() {
     let memory = CpuKvMemory::new(layout(), 5).unwrap();
-    let full: Vec<u8> = (0..layout().layer_block_bytes()).map(|i| (i % 251) as u8).collect();
-    memory.write(1, BlockId(3), 4, &full).unwrap();
-    let mut out = vec![0; full.len()];
-    memory.read(1, BlockId(3), 4, &mut out).unwrap();
-    assert_eq!(out, full);
-
-    // Part of it: the first tokens of each head's run, without gaps.
-    let mut part = vec![0; layout().valid_bytes(3) / 2];
-    memory.read(1, BlockId(3), 3, &mut part).unwrap();
-    let run = layout().head_bytes(4);
-    let expected: Vec<u8> = full
-        .chunks_exact(run)
-        .flat_map(|head| head[..layout().head_bytes(3)].to_vec())
-        .collect();
-    assert_eq!(part, expected);
+    memory.write(1, BlockId(3), TOKENS, &piece(TOKENS)).unwrap();
+    for tokens in [0, 1, 3, 31, 32, 33, 63, 64] {
+        let mut out = vec![0; piece(tokens).len()];
+        memory.read(1, BlockId(3), tokens, &mut out).unwrap();
+        assert_eq!(out, piece(tokens), "{tokens} tokens");
+    }
 
     // Written in part: the rest stays.
-    memory.write(1, BlockId(2), 3, &part).unwrap();
-    memory.read(1, BlockId(2), 4, &mut out).unwrap();
-    for (got, wanted) in out.chunks_exact(run).zip(full.chunks_exact(run)) {
-        let (valid, rest) = got.split_at(layout().head_bytes(3));
-        assert_eq!(valid, &wanted[..valid.len()]);
-        assert!(rest.iter().all(|&byte| byte == 0));
+    for tokens in [3, 32, 40] {
+        memory
+            .write(1, BlockId(2), TOKENS, &vec![0; piece(TOKENS).len()])
+            .unwrap();
+        memory.write(1, BlockId(2), tokens, &piece(tokens)).unwrap();
+        let mut out = vec![1; piece(TOKENS).len()];
+        memory.read(1, BlockId(2), TOKENS, &mut out).unwrap();
+        for (bytes, place) in out.as_chunks::<2>().0.iter().zip(places(TOKENS)) {
+            let wanted = if place.1 < tokens { number(place) } else { 0 };
+            assert_eq!(u16::from_le_bytes(*bytes), wanted, "{place:?} of {tokens}");
+        }
     }
 
     // Neighbours are untouched.
+    let mut out = vec![1; piece(TOKENS).len()];
     for (layer, block) in [(0, 3), (1, 4), (1, 1)] {
-        memory.read(layer, BlockId(block), 4, &mut out).unwrap();
+        memory.read(layer, BlockId(block), TOKENS, &mut out).unwrap();
         assert!(out.iter().all(|&byte| byte == 0));
     }
-    memory.read(0, BlockId(0), 0, &mut []).unwrap();
 }
 
 #[test]
 fn ranges_outside_the_pool_are_refused() {
     let memory = CpuKvMemory::new(layout(), 5).unwrap();
     let mut out = vec![0; layout().layer_block_bytes()];
-    for (layer, block, tokens) in [(2, 0, 4), (0, 5, 4), (0, 0, 5)] {
+    for (layer, block, tokens) in [(2, 0, 64), (0, 5, 64), (0, 0, 65)] {
         assert_eq!(
             memory.read(layer, BlockId(block), tokens, &mut out),
             Err(KvMemoryError::OutOfRange)

@@ -1,0 +1,236 @@
+//! Attention over the pool, shared out among threads by (row tile, KV head, some of its query heads), and where these are few also by partition.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::{
+    attention::{self, PARTITION, STEP_QUERIES, TILE, TileStep},
+    backend::Scratch,
+    ops::CpuOps,
+    plan::RowTile,
+};
+use crate::ops::Buffer;
+
+/// Rows of one span, and some query heads of one KV head.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    layer: usize,
+    tile: &'a RowTile,
+    kv_head: usize,
+    /// First query head.
+    head: usize,
+    /// Query heads: 1..=[`STEP_QUERIES`].
+    heads: usize,
+}
+
+impl Piece<'_> {
+    fn queries(&self) -> usize {
+        self.tile.rows * self.heads
+    }
+
+    /// Rows of a step.
+    fn step_rows(&self) -> usize {
+        STEP_QUERIES / self.heads
+    }
+}
+
+impl CpuOps<'_> {
+    /// [`Ops::attention`](crate::ops::Ops::attention) without its checks.
+    pub(super) fn attend(&mut self, layer: usize, qkv: Buffer, out: Buffer) {
+        let (core, places) = (self.core, self.places);
+        let shape = &core.config.shape;
+        let group = shape.heads / shape.kv_heads;
+        // Query heads of a KV head in parts of at most STEP_QUERIES, nearly equal.
+        let parts = group.div_ceil(STEP_QUERIES);
+        let pairs = shape.kv_heads * parts;
+        let items = places.tiles.len() * pairs;
+        let piece = |item: usize| {
+            let (kv_head, part) = (item % pairs / parts, item % parts);
+            let heads = part * group / parts..(part + 1) * group / parts;
+            Piece {
+                layer,
+                tile: &places.tiles[item / pairs],
+                kv_head,
+                head: kv_head * group + heads.start,
+                heads: heads.len(),
+            }
+        };
+        let partials = if items < 2 * self.member.threads() && places.partitions > places.tiles.len() {
+            core.partials.slots(places.partitions * pairs)
+        } else {
+            None
+        };
+        let Some(partials) = partials else {
+            loop {
+                let item = self.member.next_item();
+                if item >= items {
+                    break;
+                }
+                // A span's last rows see most tokens: longest work first.
+                let piece = piece(items - 1 - item);
+                self.pack_queries(&piece, qkv);
+                let mut first = true;
+                for partition in piece.tile.partitions.clone() {
+                    self.partition(&piece, partition);
+                    let Scratch { part, total, .. } = &mut *self.scratch;
+                    if first {
+                        std::mem::swap(part, total);
+                    } else {
+                        total.merge(part, piece.queries(), shape.head_dim);
+                    }
+                    first = false;
+                }
+                self.finish(&piece, out);
+            }
+            self.member.barrier();
+            return;
+        };
+
+        loop {
+            let item = self.member.next_item();
+            let Some((tile, partition)) = places.partition(item / pairs) else {
+                break;
+            };
+            let piece = piece(tile * pairs + item % pairs);
+            self.pack_queries(&piece, qkv);
+            self.partition(&piece, partition);
+            // SAFETY: this item's slot is this thread's.
+            unsafe { partials.put(item, &self.scratch.part, piece.queries(), shape.head_dim) };
+        }
+        self.member.barrier();
+        loop {
+            let item = self.member.next_item();
+            if item >= items {
+                break;
+            }
+            let piece = piece(item);
+            let Scratch { part, total, .. } = &mut *self.scratch;
+            let slots = piece
+                .tile
+                .partitions
+                .clone()
+                .enumerate()
+                .map(|(index, _)| (piece.tile.first_partition + index) * pairs + item % pairs);
+            for (index, slot) in slots.enumerate() {
+                let into = if index == 0 { &mut *total } else { &mut *part };
+                // SAFETY: slots were written before the barrier, and nobody writes them in this phase.
+                unsafe { partials.get(slot, into, piece.queries(), shape.head_dim) };
+                if index > 0 {
+                    total.merge(part, piece.queries(), shape.head_dim);
+                }
+            }
+            self.finish(&piece, out);
+        }
+        self.member.barrier();
+    }
+
+    /// Scales a piece's queries and lays them out as steps take them: per step `[head_dim][rows · heads]`.
+    fn pack_queries(&mut self, piece: &Piece<'_>, qkv: Buffer) {
+        let d = self.core.config.shape.head_dim;
+        let scale = 1.0 / (d as f32).sqrt();
+        let queries = self.scratch.queries.as_mut_slice();
+        for first in (0..piece.tile.rows).step_by(piece.step_rows()) {
+            let rows = piece.step_rows().min(piece.tile.rows - first);
+            let stride = rows * piece.heads;
+            let packed = &mut queries[first * piece.heads * d..][..stride * d];
+            for row in 0..rows {
+                // SAFETY: nobody writes qkv in this phase.
+                let x = unsafe { self.core.arena.row(qkv, piece.tile.row + first + row) };
+                for (head, x) in x[piece.head * d..][..piece.heads * d].chunks_exact(d).enumerate() {
+                    let column = packed[row * piece.heads + head..].iter_mut().step_by(stride);
+                    column.zip(x).for_each(|(out, x)| *out = x * scale);
+                }
+            }
+        }
+    }
+
+    /// A piece's queries against one partition, into the scratch's `part`.
+    fn partition(&mut self, piece: &Piece<'_>, partition: usize) {
+        let core = self.core;
+        let (shape, layout) = (&core.config.shape, &core.config.layout);
+        let (d, tile) = (shape.head_dim, piece.tile);
+        let table = self.plan.table(&self.plan.spans[tile.span]);
+        let step_fn = attention::step_fn(core.isa);
+        let Scratch { queries, part, .. } = &mut *self.scratch;
+        part.start(piece.queries(), d);
+
+        let first_seen = shape.first_seen(tile.position);
+        let end = (tile.position + tile.rows).min((partition + 1) * PARTITION);
+        let begin = (partition * PARTITION).max(first_seen / TILE * TILE);
+        // The whole tile is seen by every row that comes before its end, and whose window has not left it.
+        let all_see = |start: usize| {
+            tile.position + 1 >= start + TILE && shape.first_seen(tile.position + tile.rows - 1) <= start
+        };
+        let few = piece.queries() <= STEP_QUERIES;
+        let place = |start: usize| {
+            let block = core.memory.block(piece.layer, table[start / layout.block_tokens]);
+            let offset = start % layout.block_tokens;
+            // Keys and values of a head lie by token; keys within a tile by dimension.
+            let at = |slot: usize| (slot * layout.block_tokens + offset) * d;
+            // SAFETY: both heads' tiles lie within the block.
+            unsafe {
+                (
+                    block.add(at(piece.kv_head)),
+                    block.add(at(shape.kv_heads + piece.kv_head)),
+                )
+            }
+        };
+        for start in (begin..end).step_by(TILE) {
+            let (keys, values) = place(start);
+            if few && start + TILE < end {
+                let (keys, values) = place(start + TILE);
+                attention::prefetch(keys, values, d);
+            }
+            let mut step = |row: usize, rows: usize, tokens: Range<usize>| {
+                let group = row / piece.step_rows() * piece.step_rows();
+                let group_rows = piece.step_rows().min(tile.rows - group);
+                let first = row * piece.heads;
+                let step = TileStep {
+                    queries: queries.as_slice()[group * piece.heads * d + (row - group) * piece.heads..].as_ptr(),
+                    stride: group_rows * piece.heads,
+                    count: rows * piece.heads,
+                    head_dim: d,
+                    keys,
+                    values,
+                    tokens,
+                    running: part.running[first..][..rows * piece.heads].as_mut_ptr(),
+                    acc: part.acc.as_mut_slice()[first * d..][..rows * piece.heads * d].as_mut_ptr(),
+                };
+                // SAFETY: `isa` was checked against the CPU, and the slices above have the shapes that the step names. Keys and values were written before this
+                // step or before the last barrier, and nobody writes the seen tokens' now.
+                unsafe { step_fn(&step) };
+            };
+            if all_see(start) {
+                for row in (0..tile.rows).step_by(piece.step_rows()) {
+                    step(row, piece.step_rows().min(tile.rows - row), 0..TILE);
+                }
+                continue;
+            }
+            for row in 0..tile.rows {
+                let position = tile.position + row;
+                let from = shape.first_seen(position).saturating_sub(start);
+                let to = (position + 1).saturating_sub(start).min(TILE);
+                if from < to {
+                    step(row, 1, from..to);
+                }
+            }
+        }
+    }
+
+    /// Writes what the scratch's `total` holds of a piece.
+    fn finish(&mut self, piece: &Piece<'_>, out: Buffer) {
+        let d = self.core.config.shape.head_dim;
+        let total = &self.scratch.total;
+        for row in 0..piece.tile.rows {
+            // SAFETY: these heads of this row belong to this item; they lie within the row (its width was checked).
+            let out = unsafe {
+                let start = self.core.arena.row_ptr(out, piece.tile.row + row).add(piece.head * d);
+                std::slice::from_raw_parts_mut(start, piece.heads * d)
+            };
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                let query = row * piece.heads + head;
+                attention::finish(&total.running[query], &total.acc.as_slice()[query * d..][..d], out);
+            }
+        }
+    }
+}
