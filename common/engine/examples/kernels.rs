@@ -52,11 +52,16 @@ fn main() {
         max_context: CONTEXT,
     };
     for dtype in [TensorType::Q4_1, TensorType::Q4_0, TensorType::Q8_0, TensorType::F32] {
-        for (n, k) in [(960, 576), (576, 576), (3072, 576), (576, 1536)] {
-            linear(config, dtype, n, k);
+        for (n, k, gated) in [
+            (960, 576, false),
+            (576, 576, false),
+            (3072, 576, true),
+            (576, 1536, false),
+        ] {
+            linear(config, dtype, n, k, gated);
         }
     }
-    linear(config, TensorType::Q8_0, 49152, 576);
+    linear(config, TensorType::Q8_0, 49152, 576, false);
     small_operations(config);
     attention(config);
 }
@@ -116,7 +121,8 @@ fn random(dtype: TensorType, rows: usize, columns: usize) -> Vec<u8> {
     bytes
 }
 
-fn linear(config: CpuConfig, dtype: TensorType, n: usize, k: usize) {
+/// As [`Ops::linear`], or where it is gate and up as [`Ops::gated`].
+fn linear(config: CpuConfig, dtype: TensorType, n: usize, k: usize, gated: bool) {
     let mut builder = CpuBackendBuilder::new(config).expect("the configuration");
     let bytes = random(dtype, n, k);
     let copies = if n > 10_000 { 1 } else { 16 };
@@ -135,14 +141,21 @@ fn linear(config: CpuConfig, dtype: TensorType, n: usize, k: usize) {
         .collect();
     let weight_bytes = builder.weight_bytes() as f64 / copies as f64;
     let rows = if n > 10_000 { 8 } else { ROWS };
-    let (x, out) = (builder.buffer(k, rows), builder.buffer(n, rows));
+    let (x, out) = (
+        builder.buffer(k, rows),
+        builder.buffer(if gated { n / 2 } else { n }, rows),
+    );
     let mut backend = builder.build().expect("the backend");
     print!("{dtype:>5} {n:>6} x {k:<5}");
     for rows in [1, 8, ROWS].into_iter().filter(|&r| r <= rows) {
         let times = (20_000_000 / (n * k * rows)).clamp(1, 40);
         let seconds = seconds(&mut backend, &plan(rows, 0), times, &|ops| {
             for &weight in &weights {
-                ops.linear(weight, x, out);
+                if gated {
+                    ops.gated(weight, x, out);
+                } else {
+                    ops.linear(weight, x, out);
+                }
             }
         }) / copies as f64;
         let gops = 2.0 * (n * k * rows) as f64 / seconds / 1e9;
@@ -169,7 +182,6 @@ fn small_operations(config: CpuConfig) {
         })
         .expect("the norm");
     let [x, delta, normed] = [(); 3].map(|()| builder.buffer(576, ROWS));
-    let (gate_up, product) = (builder.buffer(3072, ROWS), builder.buffer(1536, ROWS));
     let qkv = builder.buffer((HEADS + 2 * KV_HEADS) * HEAD_DIM, ROWS);
     let mut backend = builder.build().expect("the backend");
     for rows in [1, 8, ROWS] {
@@ -178,7 +190,6 @@ fn small_operations(config: CpuConfig) {
         let norm = seconds(&mut backend, &plan, times, &|ops| {
             ops.add_rms_norm(x, delta, norm, 1e-5, normed)
         });
-        let silu = seconds(&mut backend, &plan, times, &|ops| ops.silu_mul(gate_up, product));
         let qkv_post = seconds(&mut backend, &plan, times, &|ops| {
             ops.qkv_post(0, &QkvPost::default(), qkv)
         });
@@ -186,9 +197,8 @@ fn small_operations(config: CpuConfig) {
         backend.run(&plan, &|_| ()).expect("the step");
         let step = start.elapsed().as_secs_f64();
         println!(
-            "{rows:>3} rows: add_rms_norm {:.1} us, silu_mul {:.1} us, qkv_post {:.1} us, empty step {:.1} us",
+            "{rows:>3} rows: add_rms_norm {:.1} us, qkv_post {:.1} us, empty step {:.1} us",
             norm * 1e6,
-            silu * 1e6,
             qkv_post * 1e6,
             step * 1e6
         );

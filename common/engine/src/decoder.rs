@@ -51,8 +51,6 @@ pub struct Arena {
     pub attended: Buffer,
     /// What a block adds to the residual `[rows, embedding]`.
     pub delta: Buffer,
-    /// `[rows, 2·feed_forward]`.
-    pub gate_up: Buffer,
     /// `[rows, feed_forward]`.
     pub activated: Buffer,
     /// The sampling rows, normed `[sequences, embedding]`.
@@ -84,8 +82,7 @@ impl Decoder {
                 self.epsilon,
                 arena.normed,
             );
-            ops.linear(layer.gate_up, arena.normed, arena.gate_up);
-            ops.silu_mul(arena.gate_up, arena.activated);
+            ops.gated(layer.gate_up, arena.normed, arena.activated);
             ops.linear(layer.down, arena.activated, arena.delta);
             // The next layer's norm, or after the last layer the output's.
             let next = self.layers.get(index + 1).map_or(self.norm, |next| next.attention_norm);

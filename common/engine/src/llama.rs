@@ -54,7 +54,7 @@ impl ModelConfig {
     }
 
     /// Widths of the buffers of `max_rows` rows, in [`Arena`]'s order.
-    fn row_widths(&self) -> [usize; 7] {
+    fn row_widths(&self) -> [usize; 6] {
         let shape = &self.attention;
         let qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         let attended = shape.heads * shape.head_dim;
@@ -64,7 +64,6 @@ impl ModelConfig {
             qkv,
             attended,
             self.embedding,
-            2 * self.feed_forward,
             self.feed_forward,
         ]
     }
@@ -174,7 +173,7 @@ impl<'a> Loader<'a> {
             self.matrix(&["output.weight"])?
         };
         let widths = config.row_widths();
-        let [residual, normed, qkv, attended, delta, gate_up, activated] =
+        let [residual, normed, qkv, attended, delta, activated] =
             widths.map(|width| self.builder.buffer(width, max_rows));
         let [last, logits] =
             [config.embedding, config.vocabulary].map(|width| self.builder.buffer(width, max_sequences));
@@ -184,7 +183,6 @@ impl<'a> Loader<'a> {
             qkv,
             attended,
             delta,
-            gate_up,
             activated,
             last,
             logits,

@@ -85,8 +85,8 @@ pub trait Ops {
     /// order.
     fn attention(&mut self, layer: usize, qkv: Buffer, out: Buffer);
 
-    /// `gate_up[r]` is `[2, width]`: `out[r] = silu(gate) * up`.
-    fn silu_mul(&mut self, gate_up: Buffer, out: Buffer);
+    /// `gate_up` is gate and up, stacked: `out[r] = silu(gate · x[r]) * (up · x[r])`.
+    fn gated(&mut self, gate_up: Weight, x: Buffer, out: Buffer);
 
     /// `out[s] = x[last row of the s-th sampling span]`.
     fn gather_rows(&mut self, x: Buffer, out: Buffer);

@@ -22,7 +22,7 @@ const NAMES: [&str; 10] = [
     "linear",
     "qkv_post",
     "attention",
-    "silu_mul",
+    "gated",
     "gather_rows",
     "logits",
     "sample",
@@ -174,8 +174,8 @@ impl Ops for Clocked<'_, '_> {
         self.timed(5, |ops| ops.attention(layer, qkv, out));
     }
 
-    fn silu_mul(&mut self, gate_up: Buffer, out: Buffer) {
-        self.timed(6, |ops| ops.silu_mul(gate_up, out));
+    fn gated(&mut self, gate_up: Weight, x: Buffer, out: Buffer) {
+        self.timed(6, |ops| ops.gated(gate_up, x, out));
     }
 
     fn gather_rows(&mut self, x: Buffer, out: Buffer) {

@@ -1,10 +1,8 @@
 //! Attention over the pool, shared out among threads by (row tile, KV head, some of its query heads), and where these are few also by partition.
 #![allow(unsafe_code)]
 
-use std::ops::Range;
-
 use super::{
-    attention::{self, PARTITION, STEP_QUERIES, TILE, TileStep},
+    attention::{self, PARTITION, STEP_QUERIES, TILE, TileStep, bits_of},
     backend::Scratch,
     ops::CpuOps,
     plan::RowTile,
@@ -157,10 +155,6 @@ impl CpuOps<'_> {
         let first_seen = shape.first_seen(tile.position);
         let end = (tile.position + tile.rows).min((partition + 1) * PARTITION);
         let begin = (partition * PARTITION).max(first_seen / TILE * TILE);
-        // The whole tile is seen by every row that comes before its end, and whose window has not left it.
-        let all_see = |start: usize| {
-            tile.position + 1 >= start + TILE && shape.first_seen(tile.position + tile.rows - 1) <= start
-        };
         let few = piece.queries() <= STEP_QUERIES;
         let place = |start: usize| {
             let block = core.memory.block(piece.layer, table[start / layout.block_tokens]);
@@ -181,38 +175,40 @@ impl CpuOps<'_> {
                 let (keys, values) = place(start + TILE);
                 attention::prefetch(keys, values, d);
             }
-            let mut step = |row: usize, rows: usize, tokens: Range<usize>| {
+            // Rows of which some token of the tile is seen: none before it, and none whose window has left it.
+            let seen = |row: usize| {
+                let position = tile.position + row;
+                let from = shape.first_seen(position).saturating_sub(start).min(TILE);
+                bits_of(from..(position + 1).saturating_sub(start).clamp(from, TILE))
+            };
+            let rows = 0..tile.rows;
+            let first = rows.clone().find(|&row| seen(row) != 0).unwrap_or(tile.rows);
+            let last = rows.rev().find(|&row| seen(row) != 0).map_or(first, |row| row + 1);
+            let mut row = first;
+            while row < last {
                 let group = row / piece.step_rows() * piece.step_rows();
                 let group_rows = piece.step_rows().min(tile.rows - group);
-                let first = row * piece.heads;
+                let rows = (group + group_rows).min(last) - row;
+                let (query, count) = (row * piece.heads, rows * piece.heads);
+                let mut mask = [0; STEP_QUERIES];
+                for (i, masks) in mask[..count].chunks_exact_mut(piece.heads).enumerate() {
+                    masks.fill(seen(row + i));
+                }
                 let step = TileStep {
                     queries: queries.as_slice()[group * piece.heads * d + (row - group) * piece.heads..].as_ptr(),
                     stride: group_rows * piece.heads,
-                    count: rows * piece.heads,
+                    count,
                     head_dim: d,
                     keys,
                     values,
-                    tokens,
-                    running: part.running[first..][..rows * piece.heads].as_mut_ptr(),
-                    acc: part.acc.as_mut_slice()[first * d..][..rows * piece.heads * d].as_mut_ptr(),
+                    seen: mask,
+                    running: part.running[query..][..count].as_mut_ptr(),
+                    acc: part.acc.as_mut_slice()[query * d..][..count * d].as_mut_ptr(),
                 };
                 // SAFETY: `isa` was checked against the CPU, and the slices above have the shapes that the step names. Keys and values were written before this
                 // step or before the last barrier, and nobody writes the seen tokens' now.
                 unsafe { step_fn(&step) };
-            };
-            if all_see(start) {
-                for row in (0..tile.rows).step_by(piece.step_rows()) {
-                    step(row, piece.step_rows().min(tile.rows - row), 0..TILE);
-                }
-                continue;
-            }
-            for row in 0..tile.rows {
-                let position = tile.position + row;
-                let from = shape.first_seen(position).saturating_sub(start);
-                let to = (position + 1).saturating_sub(start).min(TILE);
-                if from < to {
-                    step(row, 1, from..to);
-                }
+                row += rows;
             }
         }
     }

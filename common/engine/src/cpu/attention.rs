@@ -4,7 +4,8 @@
 //! - `score[t] = q · k[t]`: fma in ascending dimension;
 //! - online softmax: `m' = max(m, scores)`, `correction = exp(m - m')`, `p[t] = exp(score[t] - m')`, and in lane l of 16
 //!   `sums[l] = fma(sums[l], correction, p[2l] + p[2l + 1])`;
-//! - per dimension: `acc *= correction`, then `acc = fma(p[t], v[t], acc)` in ascending token.
+//! - per dimension: `acc *= correction`, then `acc = fma(p[t], v[t], acc)` in ascending token. (Where another query of the step sees a token, `p[t]` is 0: that changes
+//!   at most the sign of a zero, which no later operation tells apart.)
 //!
 //! Tiles are taken in ascending order within a *partition* of 256 tokens, at whose start a query begins anew; partitions are then merged in ascending order
 //! ([`merge`]). So threads may share one long sequence, and still nothing but the tokens' positions decides the order of additions: a decode row and the same row
@@ -165,12 +166,28 @@ pub(super) struct TileStep {
     pub(super) keys: *const u16,
     /// `[TILE][head_dim]` of bf16.
     pub(super) values: *const u16,
-    /// Those of the tile that the queries see: not empty, within 0..[`TILE`]. Others' keys are read, and of no effect; their values are not read.
-    pub(super) tokens: Range<usize>,
+    /// Bit t is set where query q sees token t of the tile; each of the first `count` sees at least one. Tokens that none sees have no effect: their keys are
+    /// read, their values are not.
+    pub(super) seen: [u32; STEP_QUERIES],
     /// `[count]`.
     pub(super) running: *mut Running,
     /// `[count][head_dim]`, dimensions in the order of [`place`].
     pub(super) acc: *mut f32,
+}
+
+impl TileStep {
+    /// From the first to the last token that any query sees.
+    #[inline(always)]
+    fn tokens(&self) -> Range<usize> {
+        let any = self.seen[..self.count].iter().fold(0, |any, seen| any | seen);
+        any.trailing_zeros() as usize..TILE - any.leading_zeros() as usize
+    }
+}
+
+/// Bits `range` (of 0..32).
+pub(super) fn bits_of(range: Range<usize>) -> u32 {
+    let below = |end: usize| ((1u64 << end) - 1) as u32;
+    below(range.end) & !below(range.start)
 }
 
 /// Takes one tile into `running` and `acc`.

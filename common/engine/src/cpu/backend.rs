@@ -16,7 +16,7 @@ use super::{
     attention::{Partials, STEP_QUERIES, State},
     builder::{CpuBackendBuilder, CpuConfig, LoadError},
     isa::Isa,
-    math,
+    math::{self, LANES},
     memory::CpuKvMemory,
     ops::CpuOps,
     plan::{self, Places},
@@ -231,6 +231,16 @@ impl Core {
             rows::angles(self.isa, position, &self.frequencies, cosines, sines);
         }
         member.barrier();
+    }
+
+    /// Where a tile of `rows` rows from `row` on has its 16 outputs of `panel`, and how far apart rows lie.
+    pub(super) fn panel_out(&self, out: Buffer, row: usize, rows: usize, panel: usize) -> (*mut f32, usize) {
+        assert!(panel * LANES < self.arena.width(out), "panel outside its buffer");
+        // Bounds of the tile's last row, so that every row lies within its buffer.
+        self.arena.row_ptr(out, row + rows - 1);
+        // SAFETY: a row has room for whole panels: stride ≥ width rounded up to 16.
+        let start = unsafe { self.arena.row_ptr(out, row).add(panel * LANES) };
+        (start, self.arena.stride(out))
     }
 
     /// Cosines and sines of a row of the step.

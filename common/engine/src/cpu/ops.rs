@@ -10,14 +10,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use baton_scheduler::StepPlan;
 
 use super::{
-    activations::{Activations, Form, TILE_ROWS, tile_of, tile_start, tiles},
+    activations::{Activations, Form, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
     attention::TILE,
     backend::{Core, OWN_ROWS, Scratch},
+    isa::Isa,
     linear::{Tile, tile_fn},
     math::LANES,
     plan::Places,
     rows,
     team::Member,
+    weight::Matrix,
 };
 use crate::{
     ops::{Buffer, Ops, QkvPost, Vector, Weight},
@@ -32,8 +34,6 @@ const PANEL_BYTES: usize = 24 << 10;
 const ITEMS_PER_THREAD: usize = 4;
 /// Columns of an item of packing: whole groups.
 const PACK_COLUMNS: usize = 192;
-/// Columns of an item of element-wise work.
-const COLUMNS: usize = 512;
 
 /// One thread's view of the running step.
 pub struct CpuOps<'a> {
@@ -62,17 +62,40 @@ impl CpuOps<'_> {
     fn multiply(&mut self, weight: Weight, x: Buffer, out: Buffer, rows: usize) {
         let core = self.core;
         let matrix = &core.matrices[weight.0];
-        let (n, k) = (matrix.n, matrix.k);
-        self.check_width(x, k);
-        self.check_width(out, n);
+        self.check_width(x, matrix.k);
+        self.check_width(out, matrix.n);
         assert_ne!(x, out, "a linear map cannot work in place");
-        if rows == 0 {
-            return;
-        }
+        let Scratch { activations, pack, .. } = &mut *self.scratch;
+        let product = Product::new(core, self.member, matrix, x, rows, activations, pack);
+        product.share_tiles(self.member, matrix.panels(), |panel, row, tile_rows| {
+            // SAFETY: these 16 outputs of these rows belong to this item.
+            unsafe { product.tile(panel, row, tile_rows, core.panel_out(out, row, tile_rows, panel)) };
+        });
+        self.member.barrier();
+    }
+}
+
+/// A matrix and the rows that it is multiplied with.
+struct Product<'a> {
+    isa: Isa,
+    matrix: &'a Matrix,
+    activations: &'a Activations,
+    rows: usize,
+}
+
+impl<'a> Product<'a> {
+    /// Packs `rows` rows of `x`: few of them each thread for itself, into `own`; more all threads together.
+    fn new(
+        core: &'a Core,
+        member: &Member<'_>,
+        matrix: &'a Matrix,
+        x: Buffer,
+        rows: usize,
+        own: &'a Activations,
+        scratch: &mut PackScratch,
+    ) -> Self {
+        let k = matrix.k;
         let forms = Form::ALL.into_iter().filter(|&form| matrix.takes(form));
-        let Scratch {
-            activations: own, pack, ..
-        } = &mut *self.scratch;
         let mut pack_tile = |activations: &Activations, form, first: usize, columns| {
             let (_, tile_rows) = tile_of(first, rows);
             let mut tile = [&[][..]; TILE_ROWS];
@@ -81,78 +104,80 @@ impl CpuOps<'_> {
                 *slot = unsafe { core.arena.row(x, row) };
             }
             // SAFETY: this part of the tile is this thread's own, or in its share.
-            unsafe { activations.pack(core.isa, form, first, k, &tile[..tile_rows], columns, pack) };
+            unsafe { activations.pack(core.isa, form, first, k, &tile[..tile_rows], columns, scratch) };
         };
-        let activations = if rows <= OWN_ROWS {
-            forms.for_each(|form| pack_tile(own, form, 0, 0..k));
-            &*own
-        } else {
+        let mut activations = own;
+        if rows > OWN_ROWS {
+            activations = &core.activations;
             let parts = k.div_ceil(PACK_COLUMNS);
             for form in forms {
-                for item in self.member.share(tiles(rows) * parts) {
+                for item in member.share(tiles(rows) * parts) {
                     let (tile, part) = (item / parts, item % parts);
-                    let first = tile_start(tile, rows);
                     let columns = part * PACK_COLUMNS..k.min((part + 1) * PACK_COLUMNS);
-                    pack_tile(&core.activations, form, first, columns);
+                    pack_tile(activations, form, tile_start(tile, rows), columns);
                 }
             }
-            self.member.barrier();
-            &core.activations
-        };
+            member.barrier();
+        } else if rows > 0 {
+            forms.for_each(|form| pack_tile(own, form, 0, 0..k));
+        }
+        Self {
+            isa: core.isa,
+            matrix,
+            activations,
+            rows,
+        }
+    }
 
-        let panels = matrix.panels();
-        let widest = matrix
-            .segments
-            .iter()
-            .map(|segment| segment.shape.bytes)
-            .max()
-            .unwrap_or(1);
-        let (panel_block, row_block) = if rows <= TILE_ROWS {
-            (panels.div_ceil(self.member.threads() * ITEMS_PER_THREAD), rows)
+    /// Calls `compute(panel, first row, rows)` for this thread's share of the tiles of panels `0..panels`.
+    fn share_tiles(&self, member: &Member<'_>, panels: usize, mut compute: impl FnMut(usize, usize, usize)) {
+        let rows = self.rows;
+        let (panel_blocks, row_block) = if rows <= TILE_ROWS {
+            ((member.threads() * ITEMS_PER_THREAD).min(panels), rows)
         } else {
-            ((PANEL_BYTES / widest).max(1), ROW_BLOCK)
+            (
+                panels.div_ceil((PANEL_BYTES / self.matrix.widest_panel()).max(1)),
+                ROW_BLOCK,
+            )
         };
-        let row_blocks = rows.div_ceil(row_block);
-        let items = panels.div_ceil(panel_block) * row_blocks;
-        let out_row = |row| core.arena.row_ptr(out, row);
+        let row_blocks = rows.div_ceil(row_block.max(1));
         loop {
-            let item = self.member.next_item();
-            if item >= items {
-                break;
+            let item = member.next_item();
+            if item >= panel_blocks * row_blocks {
+                return;
             }
-            let first_panel = item / row_blocks * panel_block;
-            let item_panels = first_panel..(first_panel + panel_block).min(panels);
-            let first_row = item % row_blocks * row_block;
+            let (block, first_row) = (item / row_blocks, item % row_blocks * row_block);
+            // Nearly equal blocks.
+            let block_panels = block * panels / panel_blocks..(block + 1) * panels / panel_blocks;
             let end_row = (first_row + row_block).min(rows);
             let mut row = first_row;
             while row < end_row {
                 let (_, tile_rows) = tile_of(row, rows);
-                // Bounds of the tile's last row, so that every row's pointer is within its memory.
-                out_row(row + tile_rows - 1);
-                let mut before = 0;
-                for segment in &matrix.segments {
-                    let tile_fn = tile_fn(core.isa, segment.kind, tile_rows);
-                    let range = item_panels.start.max(before)..item_panels.end.min(before + segment.panels);
-                    for panel in range {
-                        let tile = Tile {
-                            panel: segment.panel(panel - before),
-                            shape: segment.shape,
-                            k,
-                            rows: tile_rows,
-                            packed: activations.tile(segment.kind.form(), row, tile_rows, k),
-                            // SAFETY: a row has room for whole panels: stride ≥ n rounded up to 16.
-                            out: unsafe { out_row(row).add(panel * LANES) },
-                            out_stride: core.arena.stride(out),
-                        };
-                        // SAFETY: `isa` was checked against the CPU; the rows were checked above; these 16 outputs belong to this item.
-                        unsafe { tile_fn(&tile) };
-                    }
-                    before += segment.panels;
-                }
+                block_panels.clone().for_each(|panel| compute(panel, row, tile_rows));
                 row += tile_rows;
             }
         }
-        self.member.barrier();
+    }
+
+    /// One panel times the tile of rows that begins at `row`.
+    ///
+    /// # Safety
+    /// `out` points to 16 numbers per row, as far apart as it says, which nobody else touches meanwhile.
+    #[inline(always)]
+    unsafe fn tile(&self, panel: usize, row: usize, tile_rows: usize, (out, out_stride): (*mut f32, usize)) {
+        let k = self.matrix.k;
+        let (segment, panel) = self.matrix.panel(panel);
+        let tile = Tile {
+            panel: segment.panel(panel),
+            shape: segment.shape,
+            k,
+            rows: tile_rows,
+            packed: self.activations.tile(segment.kind.form(), row, tile_rows, k),
+            out,
+            out_stride,
+        };
+        // SAFETY: `isa` was checked against the CPU; panel and rows lie within their memory; the caller answers for the outputs.
+        unsafe { tile_fn(self.isa, segment.kind, tile_rows)(&tile) };
     }
 }
 
@@ -258,26 +283,31 @@ impl Ops for CpuOps<'_> {
         self.attend(layer, qkv, out);
     }
 
-    fn silu_mul(&mut self, gate_up: Buffer, out: Buffer) {
-        let core = self.core;
-        let width = core.arena.width(out);
-        self.check_width(gate_up, 2 * width);
-        assert_ne!(gate_up, out, "the activation cannot work in place");
-        let parts = width.div_ceil(COLUMNS);
-        for item in self.member.share(self.rows() * parts) {
-            let (row, part) = (item / parts, item % parts);
-            let columns = part * COLUMNS..width.min((part + 1) * COLUMNS);
-            // SAFETY: nobody writes gate_up in this phase; these columns of this row are in this thread's share.
-            let (gate_up, out) = unsafe {
-                let start = core.arena.row_ptr(out, row).add(columns.start);
-                (
-                    core.arena.row(gate_up, row),
-                    std::slice::from_raw_parts_mut(start, columns.len()),
-                )
-            };
-            let (gate, up) = gate_up.split_at(width);
-            rows::silu_mul(core.isa, &gate[columns.clone()], &up[columns], out);
-        }
+    fn gated(&mut self, gate_up: Weight, x: Buffer, out: Buffer) {
+        let (core, rows) = (self.core, self.rows());
+        let matrix = &core.matrices[gate_up.0];
+        self.check_width(x, matrix.k);
+        self.check_width(out, matrix.n / 2);
+        assert!(matrix.n.is_multiple_of(2 * LANES), "gate and up are not whole panels");
+        assert_ne!(x, out, "a linear map cannot work in place");
+        let Scratch { activations, pack, .. } = &mut *self.scratch;
+        let product = Product::new(core, self.member, matrix, x, rows, activations, pack);
+        let panels = matrix.panels() / 2;
+        let [mut gate, mut up, mut both] = [[0.0; TILE_ROWS * LANES]; 3];
+        product.share_tiles(self.member, panels, |panel, row, tile_rows| {
+            let len = tile_rows * LANES;
+            // SAFETY: a tile has at most TILE_ROWS rows.
+            unsafe {
+                product.tile(panel, row, tile_rows, (gate.as_mut_ptr(), LANES));
+                product.tile(panels + panel, row, tile_rows, (up.as_mut_ptr(), LANES));
+            }
+            rows::silu_mul(core.isa, &gate[..len], &up[..len], &mut both[..len]);
+            let (out, stride) = core.panel_out(out, row, tile_rows, panel);
+            for (row, both) in both[..len].chunks_exact(LANES).enumerate() {
+                // SAFETY: these 16 outputs of these rows belong to this item.
+                unsafe { both.as_ptr().copy_to_nonoverlapping(out.add(row * stride), LANES) };
+            }
+        });
         self.member.barrier();
     }
 

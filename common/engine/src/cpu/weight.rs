@@ -240,6 +240,27 @@ impl Matrix {
         self.segments.iter().map(|segment| segment.panels).sum()
     }
 
+    /// A panel: its segment, and its number there.
+    #[inline(always)]
+    pub(super) fn panel(&self, mut panel: usize) -> (&Segment, usize) {
+        for segment in &self.segments {
+            if panel < segment.panels {
+                return (segment, panel);
+            }
+            panel -= segment.panels;
+        }
+        panic!("panel outside the matrix");
+    }
+
+    /// Bytes of the widest panel; at least 1.
+    pub(super) fn widest_panel(&self) -> usize {
+        self.segments
+            .iter()
+            .map(|segment| segment.shape.bytes)
+            .max()
+            .unwrap_or(1)
+    }
+
     /// Whether any of it takes activations in this form.
     pub(super) fn takes(&self, form: Form) -> bool {
         self.segments.iter().any(|segment| segment.kind.form() == form)
@@ -248,13 +269,8 @@ impl Matrix {
     /// Row `row` as f32: what the stored type says, each operation rounded to f32.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.n && out.len() == self.k, "row outside the matrix");
-        let (mut panel, lane) = (row / LANES, row % LANES);
-        for segment in &self.segments {
-            if panel < segment.panels {
-                return segment.row(panel, lane, out);
-            }
-            panel -= segment.panels;
-        }
+        let (segment, panel) = self.panel(row / LANES);
+        segment.row(panel, row % LANES, out);
     }
 }
 

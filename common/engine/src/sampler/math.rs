@@ -1,7 +1,7 @@
 //! exp and ln in plain IEEE operations, and sums over the vocabulary in a fixed order.
 //!
-//! Without fma, unlike the kernels' functions: this is compiled for the baseline CPU, where an fma is a call per element, while plain
-//! operations vectorise and give the same bits everywhere.
+//! Without fma, unlike the kernels' functions: on a baseline CPU an fma is a call per element, while plain operations vectorise and give the same bits
+//! everywhere. What goes over the whole vocabulary is compiled for wider vectors too.
 
 /// Virtual lanes: element i is summed in lane i mod 16.
 const LANES: usize = 16;
@@ -9,8 +9,44 @@ const LANES: usize = 16;
 /// Elements whose terms are summed in f32 before they go into an f64.
 const RUN: usize = 1024;
 
-/// The highest logit; `None` if one is NaN or +∞, or none is finite.
-pub(super) fn max_finite(logits: &[f32]) -> Option<f32> {
+/// Compiles `$body` for wider vectors too, and takes the widest that the CPU has. Nothing else differs.
+macro_rules! wide {
+    ($(#[$doc:meta])* $name:ident = $body:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
+        $(#[$doc])*
+        pub(super) fn $name($($arg: $type),*) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) -> $result {
+                    $body($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $type),*) -> $result {
+                    $body($($arg),*)
+                }
+                use std::arch::is_x86_feature_detected as has;
+                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+                    // SAFETY: the CPU has these.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if has!("avx2") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            $body($($arg),*)
+        }
+    };
+}
+
+wide! {
+    /// The highest logit; `None` if one is NaN or +∞, or none is finite.
+    max_finite = max_finite_body(logits: &[f32]) -> Option<f32>
+}
+
+#[inline(always)]
+fn max_finite_body(logits: &[f32]) -> Option<f32> {
     let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut max = [f32::NEG_INFINITY; LANES];
     let mut bad = [0u32; LANES];
@@ -32,8 +68,13 @@ pub(super) fn max_finite(logits: &[f32]) -> Option<f32> {
     (max.is_finite() && !bad).then_some(max)
 }
 
-/// The first element that equals `value`.
-pub(super) fn position(logits: &[f32], value: f32) -> Option<usize> {
+wide! {
+    /// The first element that equals `value`.
+    position = position_body(logits: &[f32], value: f32) -> Option<usize>
+}
+
+#[inline(always)]
+fn position_body(logits: &[f32], value: f32) -> Option<usize> {
     // Whole runs are compared without a branch.
     let run = logits
         .chunks(RUN)
@@ -44,9 +85,14 @@ pub(super) fn position(logits: &[f32], value: f32) -> Option<usize> {
         .map(|at| run * RUN + at)
 }
 
-/// Sum of `exp((x − max) / temperature)` over the elements where that is at least `least`: per run of 1024 elements on 16 lanes, then the
-/// lanes pairwise, then the runs in order.
-pub(super) fn sum_exp(logits: &[f32], max: f32, temperature: f32, least: f32) -> f64 {
+wide! {
+    /// Sum of `exp((x − max) / temperature)` over the elements where that is at least `least`: per run of 1024 elements on 16 lanes, then the
+    /// lanes pairwise, then the runs in order.
+    sum_exp = sum_exp_body(logits: &[f32], max: f32, temperature: f32, least: f32) -> f64
+}
+
+#[inline(always)]
+fn sum_exp_body(logits: &[f32], max: f32, temperature: f32, least: f32) -> f64 {
     if temperature == 1.0 {
         sum_of(logits, |x| at_least(exp(x - max), least))
     } else {

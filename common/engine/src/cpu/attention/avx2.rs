@@ -64,7 +64,7 @@ unsafe fn queries<const Q: usize>(step: &TileStep, first: usize) {
             let mut max = running.max;
             for (i, score) in p.iter_mut().enumerate() {
                 let token = i / LANES * LANES + i % HALF * 2 + i / HALF % 2;
-                if !step.tokens.contains(&token) {
+                if step.seen[first + q] >> token & 1 == 0 {
                     *score = f32::NEG_INFINITY;
                 }
                 max = if *score > max { *score } else { max };
@@ -119,7 +119,7 @@ unsafe fn weigh<const N: usize>(step: &TileStep, acc: *mut f32, at: usize, p: &[
                 *sum = _mm256_mul_ps(_mm256_loadu_ps(place(n, i)), _mm256_set1_ps(correction));
             }
         }
-        for token in step.tokens.clone() {
+        for token in step.tokens() {
             let values = step.values.add(token * step.head_dim + at);
             let p = _mm256_set1_ps(p[at_of(token)]);
             for (n, sums) in sums.iter_mut().enumerate() {
@@ -146,7 +146,7 @@ unsafe fn weigh_last(step: &TileStep, acc: *mut f32, at: usize, p: &[f32; TILE],
     unsafe {
         for at in [at, at + HALF] {
             let mut sum = _mm256_mul_ps(_mm256_loadu_ps(acc.add(at)), _mm256_set1_ps(correction));
-            for token in step.tokens.clone() {
+            for token in step.tokens() {
                 let values = _mm_loadu_si128(step.values.add(token * step.head_dim + at).cast());
                 let values = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(values), 16));
                 sum = _mm256_fmadd_ps(_mm256_set1_ps(p[at_of(token)]), values, sum);

@@ -60,11 +60,11 @@ unsafe fn queries<const Q: usize>(step: &TileStep) {
                 }
             }
         }
-        if step.tokens != (0..TILE) {
-            let seen = masks(step);
-            let unseen = _mm512_set1_ps(f32::NEG_INFINITY);
-            for scores in &mut scores {
-                for (score, seen) in scores.iter_mut().zip(seen) {
+        for (q, scores) in scores.iter_mut().enumerate() {
+            let seen = step.seen[q];
+            if seen != u32::MAX {
+                let unseen = _mm512_set1_ps(f32::NEG_INFINITY);
+                for (score, seen) in scores.iter_mut().zip([seen, seen >> 1].map(even_bits)) {
                     *score = _mm512_mask_mov_ps(unseen, seen, *score);
                 }
             }
@@ -115,13 +115,13 @@ unsafe fn queries<const Q: usize>(step: &TileStep) {
     }
 }
 
-/// Which of the even, and of the odd tokens are seen.
-fn masks(step: &TileStep) -> [__mmask16; 2] {
-    let mut masks = [0; 2];
-    for token in step.tokens.clone() {
-        masks[token % 2] |= 1 << (token / 2);
-    }
-    masks
+/// Bits 0, 2, 4, … side by side.
+fn even_bits(bits: u32) -> __mmask16 {
+    let bits = bits & 0x5555_5555;
+    let bits = (bits | bits >> 1) & 0x3333_3333;
+    let bits = (bits | bits >> 2) & 0x0f0f_0f0f;
+    let bits = (bits | bits >> 4) & 0x00ff_00ff;
+    (bits | bits >> 8) as __mmask16
 }
 
 /// `acc = acc * correction + p · values`, all dimensions of Q queries.
@@ -167,7 +167,7 @@ unsafe fn weigh<const Q: usize, const N: usize>(
                 *sum = _mm512_mul_ps(_mm512_loadu_ps(acc.add(q * d + at + i * LANES)), correction);
             }
         }
-        for token in step.tokens.clone() {
+        for token in step.tokens() {
             let values = step.values.add(token * d + at);
             let mut loaded = [[_mm512_setzero_ps(); 2]; N];
             for (n, loaded) in loaded.iter_mut().enumerate() {
@@ -204,7 +204,7 @@ unsafe fn weigh_last<const Q: usize>(
         for q in 0..Q {
             let acc = acc.add(q * d + at);
             let mut sum = _mm512_mul_ps(_mm512_loadu_ps(acc), _mm512_set1_ps(corrections[q]));
-            for token in step.tokens.clone() {
+            for token in step.tokens() {
                 let values = _mm256_loadu_si256(step.values.add(token * d + at).cast());
                 let values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
                 sum = _mm512_fmadd_ps(_mm512_set1_ps(p[q][token % 2 * LANES + token / 2]), values, sum);

@@ -26,7 +26,7 @@ pub(super) unsafe fn step(step: &TileStep) {
         }
         let mut max = running.max;
         for (t, score) in scores.iter_mut().enumerate() {
-            if !step.tokens.contains(&t) {
+            if step.seen[q] >> t & 1 == 0 {
                 *score = f32::NEG_INFINITY;
             }
             max = if *score > max { *score } else { max };
@@ -38,7 +38,7 @@ pub(super) unsafe fn step(step: &TileStep) {
             *sum = sum.mul_add(correction, pair[0] + pair[1]);
         }
         acc.iter_mut().for_each(|acc| *acc *= correction);
-        for t in step.tokens.clone() {
+        for t in step.tokens() {
             // SAFETY: a seen token's values.
             let values = unsafe { std::slice::from_raw_parts(step.values.add(t * d), d) };
             for (i, &value) in values.iter().enumerate() {

@@ -58,7 +58,7 @@ fn steps(isa: Isa, inputs: &Inputs, tiles: Tiles<'_>, extra: usize) -> State {
             head_dim: d,
             keys: keys.as_ptr(),
             values: values.as_ptr(),
-            tokens: tokens.clone(),
+            seen: [bits_of(tokens.clone()); STEP_QUERIES],
             running: state.running.as_mut_ptr(),
             acc: state.acc.as_mut_slice().as_mut_ptr(),
         };
@@ -115,6 +115,51 @@ fn a_query_does_not_notice_the_others() {
             assert_eq!(
                 state_bits(&alone, 0..1, d),
                 state_bits(&together, q..q + 1, d),
+                "{isa}, query {q}"
+            );
+        }
+    }
+}
+
+/// Queries that see different tokens, as the rows of a prefill do: each as if it were alone, where numbers are finite.
+#[test]
+#[allow(unsafe_code)]
+fn each_query_sees_its_own_tokens() {
+    let d = 64;
+    let all = inputs(STEP_QUERIES, d, 1);
+    let ranges: [Range<usize>; STEP_QUERIES] = std::array::from_fn(|q| q / 3..(5 + 2 * q).min(TILE));
+    let (mut queries, mut keys, mut values) = (vec![0.0; STEP_QUERIES * d], vec![0; TILE * d], vec![0; TILE * d]);
+    for i in 0..d {
+        (0..STEP_QUERIES).for_each(|q| queries[i * STEP_QUERIES + q] = all.queries[q][i]);
+        (0..TILE).for_each(|t| keys[i * TILE + t] = all.keys[0][t][i]);
+        (0..TILE).for_each(|t| values[t * d + i] = all.values[0][t][i]);
+    }
+    for isa in isas() {
+        let mut state = State::new(STEP_QUERIES, d).unwrap();
+        state.start(STEP_QUERIES, d);
+        let step = TileStep {
+            queries: queries.as_ptr(),
+            stride: STEP_QUERIES,
+            count: STEP_QUERIES,
+            head_dim: d,
+            keys: keys.as_ptr(),
+            values: values.as_ptr(),
+            seen: ranges.clone().map(bits_of),
+            running: state.running.as_mut_ptr(),
+            acc: state.acc.as_mut_slice().as_mut_ptr(),
+        };
+        // SAFETY: as in `steps`.
+        unsafe { step_fn(isa)(&step) };
+        for (q, range) in ranges.iter().enumerate() {
+            let alone = Inputs {
+                queries: vec![all.queries[q].clone()],
+                keys: all.keys.clone(),
+                values: all.values.clone(),
+            };
+            let alone = steps(isa, &alone, std::slice::from_ref(range), 0);
+            assert_eq!(
+                state_bits(&alone, 0..1, d),
+                state_bits(&state, q..q + 1, d),
                 "{isa}, query {q}"
             );
         }
@@ -188,7 +233,7 @@ fn tiles_and_partitions_are_softmax() {
 fn a_partition_without_tokens_changes_no_bit() {
     let d = 48;
     let inputs = inputs(2, d, 1);
-    let state = || steps(Isa::Portable, &inputs, &[2..20], 0);
+    let state = || steps(Isa::Portable, &inputs, std::slice::from_ref(&(2..20)), 0);
     let nothing = || {
         let mut state = State::new(2, d).unwrap();
         state.start(2, d);

@@ -52,7 +52,6 @@ struct Small {
     qkv: Buffer,
     attended: Buffer,
     delta: Buffer,
-    gate_up: Buffer,
     product: Buffer,
     last: Buffer,
     logits: Buffer,
@@ -90,7 +89,6 @@ fn small(config: CpuConfig) -> Small {
         qkv: builder.buffer(320, rows),
         attended: builder.buffer(192, rows),
         delta: builder.buffer(WIDTH, rows),
-        gate_up: builder.buffer(320, rows),
         product: builder.buffer(160, rows),
         last: builder.buffer(WIDTH, config.max_sampling_rows),
         logits: builder.buffer(VOCABULARY, config.max_sampling_rows),
@@ -118,7 +116,6 @@ impl Small {
             qkv,
             attended,
             delta,
-            gate_up,
             product,
             last,
             logits,
@@ -134,8 +131,7 @@ impl Small {
                     ops.attention(layer, qkv, attended);
                     ops.linear(out_weight, attended, delta);
                     ops.add_rms_norm(x, delta, norm, 1e-5, normed);
-                    ops.linear(gate_up_weight, normed, gate_up);
-                    ops.silu_mul(gate_up, product);
+                    ops.gated(gate_up_weight, normed, product);
                     ops.linear(down_weight, product, delta);
                     ops.add_rms_norm(x, delta, norm, 1e-5, normed);
                 }
