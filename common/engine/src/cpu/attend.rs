@@ -74,7 +74,7 @@ impl CpuOps<'_> {
                     if first {
                         std::mem::swap(part, total);
                     } else {
-                        total.merge(part, piece.queries(), shape.head_dim);
+                        total.merge(core.isa, part, piece.queries());
                     }
                     first = false;
                 }
@@ -114,7 +114,7 @@ impl CpuOps<'_> {
                 // SAFETY: slots were written before the barrier, and nobody writes them in this phase.
                 unsafe { partials.get(slot, into, piece.queries(), shape.head_dim) };
                 if index > 0 {
-                    total.merge(part, piece.queries(), shape.head_dim);
+                    total.merge(core.isa, part, piece.queries());
                 }
             }
             self.finish(&piece, out);

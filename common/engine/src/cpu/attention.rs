@@ -20,6 +20,7 @@ use super::{
     alloc::{Aligned, OutOfMemory},
     isa::Isa,
     math::{self, LANES},
+    rows::for_each_isa,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -73,13 +74,15 @@ impl State {
     }
 
     /// Takes in the next partition.
-    pub(super) fn merge(&mut self, later: &Self, queries: usize, head_dim: usize) {
-        let acc = self.acc.as_mut_slice().chunks_exact_mut(head_dim);
-        let later = later.running.iter().zip(later.acc.as_slice().chunks_exact(head_dim));
-        let both = self.running.iter_mut().zip(acc).zip(later);
-        for ((running, acc), (later, later_acc)) in both.take(queries) {
-            merge(running, acc, later, later_acc);
-        }
+    pub(super) fn merge(&mut self, isa: Isa, later: &Self, queries: usize) {
+        let running = &mut self.running[..queries];
+        merge(
+            isa,
+            running,
+            self.acc.as_mut_slice(),
+            &later.running,
+            later.acc.as_slice(),
+        );
     }
 }
 
@@ -216,27 +219,36 @@ pub(super) fn place(d: usize, head_dim: usize) -> usize {
     }
 }
 
-/// Takes a later partition's softmax and accumulator into an earlier one's: `m = max(a.m, b.m)`, and with each side's `correction = exp(its m - m)`
-/// `x = fma(b.x, b's correction, a.x * a's correction)` for every number. A side that has seen nothing leaves the other as it is.
-pub(super) fn merge(running: &mut Running, acc: &mut [f32], later: &Running, later_acc: &[f32]) {
-    if later.max == f32::NEG_INFINITY {
-        return;
+for_each_isa! {
+    /// Takes later partitions' softmaxes and accumulators into earlier ones': `m = max(a.m, b.m)`, and with each side's `correction = exp(its m - m)`
+    /// `x = fma(b.x, b's correction, a.x * a's correction)` for every number. A side that has seen nothing leaves the other as it is.
+    merge = merge_body(running: &mut [Running], acc: &mut [f32], later: &[Running], later_acc: &[f32])
+}
+
+#[inline(always)]
+fn merge_body(running: &mut [Running], acc: &mut [f32], later: &[Running], later_acc: &[f32]) {
+    let head_dim = acc.len() / later.len();
+    let accs = acc.chunks_exact_mut(head_dim).zip(later_acc.chunks_exact(head_dim));
+    for ((running, later), (acc, later_acc)) in running.iter_mut().zip(later).zip(accs) {
+        if later.max == f32::NEG_INFINITY {
+            continue;
+        }
+        if running.max == f32::NEG_INFINITY {
+            *running = *later;
+            acc.copy_from_slice(later_acc);
+            continue;
+        }
+        let max = if later.max > running.max {
+            later.max
+        } else {
+            running.max
+        };
+        let corrections = [math::exp(running.max - max), math::exp(later.max - max)];
+        let take = |x: &mut f32, later: f32| *x = later.mul_add(corrections[1], *x * corrections[0]);
+        running.max = max;
+        running.sums.iter_mut().zip(later.sums).for_each(|(x, y)| take(x, y));
+        acc.iter_mut().zip(later_acc).for_each(|(x, &y)| take(x, y));
     }
-    if running.max == f32::NEG_INFINITY {
-        *running = *later;
-        acc.copy_from_slice(later_acc);
-        return;
-    }
-    let max = if later.max > running.max {
-        later.max
-    } else {
-        running.max
-    };
-    let corrections = [math::exp(running.max - max), math::exp(later.max - max)];
-    let take = |x: &mut f32, later: f32| *x = later.mul_add(corrections[1], *x * corrections[0]);
-    running.max = max;
-    running.sums.iter_mut().zip(later.sums).for_each(|(x, y)| take(x, y));
-    acc.iter_mut().zip(later_acc).for_each(|(x, &y)| take(x, y));
 }
 
 /// Divides by the sum and puts the dimensions in order.

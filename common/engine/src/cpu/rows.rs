@@ -6,7 +6,7 @@ use super::{
     math::{LANES, ROUND, exp, sin_cos, to_bf16, tree_sum},
 };
 
-/// Compiles `$body` for each instruction set and picks by `isa`.
+/// Compiles `$body` for each instruction set and picks by `isa`. (Elsewhere `mul_add` would be a call.)
 macro_rules! for_each_isa {
     ($(#[$doc:meta])* $name:ident = $body:ident($($arg:ident: $type:ty),*)) => {
         $(#[$doc])*
@@ -34,6 +34,8 @@ macro_rules! for_each_isa {
         }
     };
 }
+
+pub(super) use for_each_isa;
 
 for_each_isa! {
     /// `out = x / rms(x) * weight`; squares are summed on 16 lanes.

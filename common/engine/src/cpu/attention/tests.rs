@@ -212,7 +212,7 @@ fn tiles_and_partitions_are_softmax() {
                 keys: inputs.keys[2..].to_vec(),
                 values: inputs.values[2..].to_vec(),
             };
-            merged.merge(&steps(isa, &later, &tiles[2..], 0), 2, d);
+            merged.merge(isa, &steps(isa, &later, &tiles[2..], 0), 2);
             let whole = steps(isa, &inputs, &tiles, 0);
             for query in 0..2 {
                 let wanted = textbook(&inputs, query, &tiles);
@@ -230,6 +230,21 @@ fn tiles_and_partitions_are_softmax() {
 }
 
 #[test]
+fn every_isa_merges_to_the_same_bits() {
+    let d = 48;
+    let inputs = inputs(3, d, 2);
+    let merged = |isa| {
+        let one = |tiles: Tiles<'_>| steps(Isa::Portable, &inputs, tiles, 0);
+        let mut state = one(&[0..32, 3..9]);
+        state.merge(isa, &one(&[4..20, 0..32]), 3);
+        state_bits(&state, 0..3, d)
+    };
+    for isa in isas() {
+        assert_eq!(merged(isa), merged(Isa::Portable), "{isa}");
+    }
+}
+
+#[test]
 fn a_partition_without_tokens_changes_no_bit() {
     let d = 48;
     let inputs = inputs(2, d, 1);
@@ -241,8 +256,8 @@ fn a_partition_without_tokens_changes_no_bit() {
     };
     let wanted = state_bits(&state(), 0..2, d);
     let (mut before, mut after) = (nothing(), state());
-    before.merge(&state(), 2, d);
-    after.merge(&nothing(), 2, d);
+    before.merge(Isa::Portable, &state(), 2);
+    after.merge(Isa::Portable, &nothing(), 2);
     assert_eq!(state_bits(&before, 0..2, d), wanted);
     assert_eq!(state_bits(&after, 0..2, d), wanted);
 }
