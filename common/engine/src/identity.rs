@@ -10,8 +10,8 @@ use crate::{
     progress::{LoadStage, Report, StageProgress},
 };
 
-/// The kernels' family, its version, the KV tile, and the virtual lanes. Every change of a result's bits needs a new one.
-pub const NUMERICS_CLASS: &str = "cpu-int-v1 tile32 lanes16";
+/// The kernels' family, its version, the KV tile, attention's partition, and the virtual lanes. Every change of a result's bits needs a new one.
+pub const NUMERICS_CLASS: &str = "cpu-int-v2 tile32 partition256 lanes16";
 
 /// How [`weights`] makes its digest. Every change needs a new one: digests of files are remembered.
 pub(crate) const WEIGHTS_DIGEST: &str = "blake3 of names, shapes, types and blake3s v1";

@@ -73,17 +73,20 @@ pub(super) struct Activations {
     forms: [Aligned<u32>; 2],
 }
 
+/// Columns that are packed at once.
+pub(super) const PACK_COLUMNS: usize = 192;
+
 /// What [`Activations::pack`] works in.
 pub(super) struct PackScratch {
-    bytes: [[i8; GROUP]; TILE_ROWS],
-    groups: [[Group; 1]; TILE_ROWS],
+    bytes: [[i8; PACK_COLUMNS]; TILE_ROWS],
+    groups: [[Group; PACK_COLUMNS / GROUP]; TILE_ROWS],
 }
 
 impl PackScratch {
     pub(super) fn new() -> Self {
         Self {
-            bytes: [[0; GROUP]; TILE_ROWS],
-            groups: [[Group::ZERO; 1]; TILE_ROWS],
+            bytes: [[0; PACK_COLUMNS]; TILE_ROWS],
+            groups: [[Group::ZERO; PACK_COLUMNS / GROUP]; TILE_ROWS],
         }
     }
 }
@@ -110,7 +113,7 @@ impl Activations {
         unsafe { memory.as_ptr().add(first * words) }
     }
 
-    /// Packs the part `columns` (whole groups, but for the row's end) of rows of `k` numbers: the tile `x` that begins at row `first`.
+    /// Packs the part `columns` (at most [`PACK_COLUMNS`], in whole groups but for the row's end) of rows of `k` numbers: the tile `x` that begins at row `first`.
     ///
     /// # Safety
     /// Nobody else reads or writes that part meanwhile.
@@ -144,13 +147,11 @@ impl Activations {
             Form::Float => interleave(isa, x, columns, out),
             Form::Quantised => {
                 let PackScratch { bytes, groups } = scratch;
-                let packed = out.chunks_exact_mut(PACKED_WORDS * tile_rows);
-                for (at, packed) in columns.step_by(GROUP).zip(packed) {
-                    for ((x, bytes), group) in x.iter().zip(&mut *bytes).zip(&mut *groups) {
-                        quantise(isa, &x[at..at + GROUP], bytes, group);
-                    }
-                    interleave_groups(isa, &bytes[..tile_rows], &groups[..tile_rows], packed);
+                let len = columns.len();
+                for ((x, bytes), groups) in x.iter().zip(&mut *bytes).zip(&mut *groups) {
+                    quantise(isa, &x[columns.clone()], &mut bytes[..len], &mut groups[..len / GROUP]);
                 }
+                interleave_groups(isa, &bytes[..tile_rows], &groups[..tile_rows], out);
             }
         }
     }

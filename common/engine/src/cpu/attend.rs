@@ -9,6 +9,9 @@ use super::{
 };
 use crate::ops::Buffer;
 
+/// Tiles ahead of the one in use that few queries, which wait for memory, ask for into the second-level cache.
+const AHEAD: usize = 3;
+
 /// Rows of one span, and some query heads of one KV head.
 #[derive(Clone, Copy)]
 struct Piece<'a> {
@@ -155,26 +158,24 @@ impl CpuOps<'_> {
         let first_seen = shape.first_seen(tile.position);
         let end = (tile.position + tile.rows).min((partition + 1) * PARTITION);
         let begin = (partition * PARTITION).max(first_seen / TILE * TILE);
+        // One step a tile, which takes no longer than reading it.
         let few = piece.queries() <= STEP_QUERIES;
+        let last_tile = (tile.position + tile.rows - 1) / TILE * TILE;
         let place = |start: usize| {
             let block = core.memory.block(piece.layer, table[start / layout.block_tokens]);
             let offset = start % layout.block_tokens;
             // Keys and values of a head lie by token; keys within a tile by dimension.
             let at = |slot: usize| (slot * layout.block_tokens + offset) * d;
             // SAFETY: both heads' tiles lie within the block.
-            unsafe {
-                (
-                    block.add(at(piece.kv_head)),
-                    block.add(at(shape.kv_heads + piece.kv_head)),
-                )
-            }
+            unsafe { [piece.kv_head, shape.kv_heads + piece.kv_head].map(|slot| block.add(at(slot)).cast_const()) }
         };
         for start in (begin..end).step_by(TILE) {
-            let (keys, values) = place(start);
-            if few && start + TILE < end {
-                let (keys, values) = place(start + TILE);
-                attention::prefetch(keys, values, d);
-            }
+            let [keys, values] = place(start);
+            let ahead = if few {
+                [1, AHEAD].map(|tiles| place((start + tiles * TILE).min(last_tile)))
+            } else {
+                [[std::ptr::null(); 2]; 2]
+            };
             // Rows of which some token of the tile is seen: none before it, and none whose window has left it.
             let seen = |row: usize| {
                 let position = tile.position + row;
@@ -202,6 +203,7 @@ impl CpuOps<'_> {
                     keys,
                     values,
                     seen: mask,
+                    ahead,
                     running: part.running[query..][..count].as_mut_ptr(),
                     acc: part.acc.as_mut_slice()[query * d..][..count * d].as_mut_ptr(),
                 };

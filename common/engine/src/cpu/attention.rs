@@ -172,6 +172,8 @@ pub(super) struct TileStep {
     /// Bit t is set where query q sees token t of the tile; each of the first `count` sees at least one. Tokens that none sees have no effect: their keys are
     /// read, their values are not.
     pub(super) seen: [u32; STEP_QUERIES],
+    /// Keys and values of tiles that will be wanted soon: the next one, and one further on. May be null.
+    pub(super) ahead: [[*const u16; 2]; 2],
     /// `[count]`.
     pub(super) running: *mut Running,
     /// `[count][head_dim]`, dimensions in the order of [`place`].
@@ -265,21 +267,6 @@ pub(super) fn finish(running: &Running, acc: &[f32], out: &mut [f32]) {
     for (out, acc) in out[pairs..].iter_mut().zip(&acc[pairs..]) {
         *out = acc * inverse;
     }
-}
-
-/// Asks for a tile that will be wanted soon.
-pub(super) fn prefetch(keys: *const u16, values: *const u16, head_dim: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (0..TILE * head_dim).step_by(32) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 has SSE, and a prefetch may name any address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(keys.wrapping_add(at).cast());
-            _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(at).cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (keys, values, head_dim);
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use baton_scheduler::StepPlan;
 
 use super::{
-    activations::{Activations, Form, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
+    activations::{Activations, Form, PACK_COLUMNS, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
     attention::TILE,
     backend::{Core, OWN_ROWS, Scratch},
     isa::Isa,
@@ -30,10 +30,10 @@ use crate::{
 const ROW_BLOCK: usize = 8 * TILE_ROWS;
 /// Bytes of panels that meet a block of rows: they stay in the first-level cache.
 const PANEL_BYTES: usize = 24 << 10;
+/// Bytes of the next matrix that each thread asks for.
+const NEXT_BYTES: usize = 8 << 10;
 /// Items per thread when there are few rows: evens out threads that lose their core for a while.
 const ITEMS_PER_THREAD: usize = 4;
-/// Columns of an item of packing: whole groups.
-const PACK_COLUMNS: usize = 192;
 
 /// One thread's view of the running step.
 pub struct CpuOps<'a> {
@@ -71,8 +71,35 @@ impl CpuOps<'_> {
             // SAFETY: these 16 outputs of these rows belong to this item.
             unsafe { product.tile(panel, row, tile_rows, core.panel_out(out, row, tile_rows, panel)) };
         });
+        self.ask_for_next(weight, rows);
         self.member.barrier();
     }
+}
+
+impl CpuOps<'_> {
+    /// Asks for the first panels of the matrix that comes next, as matrices are loaded in the order of their use: few rows would wait for them.
+    fn ask_for_next(&self, weight: Weight, rows: usize) {
+        let matrices = &self.core.matrices;
+        let next = matrices.get(weight.0 + 1).unwrap_or(&matrices[0]);
+        if rows <= TILE_ROWS {
+            // What each thread will most likely take first.
+            let blocks = (self.member.threads() * ITEMS_PER_THREAD).min(next.panels());
+            let (segment, panel) = next.panel(self.thread() * next.panels() / blocks);
+            prefetch(segment.panel(panel), NEXT_BYTES);
+        }
+    }
+}
+
+/// Asks for memory that will be wanted soon, into the second-level cache.
+fn prefetch(start: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..bytes).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 has SSE, and a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, bytes);
 }
 
 /// A matrix and the rows that it is multiplied with.
@@ -96,7 +123,9 @@ impl<'a> Product<'a> {
     ) -> Self {
         let k = matrix.k;
         let forms = Form::ALL.into_iter().filter(|&form| matrix.takes(form));
-        let mut pack_tile = |activations: &Activations, form, first: usize, columns| {
+        let parts = k.div_ceil(PACK_COLUMNS);
+        let mut pack_tile = |activations: &Activations, form, first: usize, part: usize| {
+            let columns = part * PACK_COLUMNS..k.min((part + 1) * PACK_COLUMNS);
             let (_, tile_rows) = tile_of(first, rows);
             let mut tile = [&[][..]; TILE_ROWS];
             for (row, slot) in (first..first + tile_rows).zip(&mut tile) {
@@ -109,17 +138,17 @@ impl<'a> Product<'a> {
         let mut activations = own;
         if rows > OWN_ROWS {
             activations = &core.activations;
-            let parts = k.div_ceil(PACK_COLUMNS);
             for form in forms {
                 for item in member.share(tiles(rows) * parts) {
                     let (tile, part) = (item / parts, item % parts);
-                    let columns = part * PACK_COLUMNS..k.min((part + 1) * PACK_COLUMNS);
-                    pack_tile(activations, form, tile_start(tile, rows), columns);
+                    pack_tile(activations, form, tile_start(tile, rows), part);
                 }
             }
             member.barrier();
         } else if rows > 0 {
-            forms.for_each(|form| pack_tile(own, form, 0, 0..k));
+            for (form, part) in forms.flat_map(|form| (0..parts).map(move |part| (form, part))) {
+                pack_tile(own, form, 0, part);
+            }
         }
         Self {
             isa: core.isa,
@@ -308,6 +337,7 @@ impl Ops for CpuOps<'_> {
                 unsafe { both.as_ptr().copy_to_nonoverlapping(out.add(row * stride), LANES) };
             }
         });
+        self.ask_for_next(gate_up, rows);
         self.member.barrier();
     }
 

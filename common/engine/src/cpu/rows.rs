@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{
+    activations::{PACK_COLUMNS, PACKED_WORDS},
     isa::Isa,
     math::{LANES, ROUND, exp, sin_cos, to_bf16, tree_sum},
 };
@@ -245,22 +246,22 @@ fn interleave_body(x: &[&[f32]], columns: std::ops::Range<usize>, out: &mut [u32
 }
 
 for_each_isa! {
-    /// One group of each row, side by side: `[words][rows]`, then `[numbers][rows]`.
-    interleave_groups = interleave_groups_body(bytes: &[[i8; GROUP]], groups: &[[Group; 1]], out: &mut [u32])
+    /// Groups of rows, side by side; per group `[words][rows]`, then `[numbers][rows]`. As many groups as `out` has room for.
+    interleave_groups = interleave_groups_body(
+        bytes: &[[i8; PACK_COLUMNS]], groups: &[[Group; PACK_COLUMNS / GROUP]], out: &mut [u32]
+    )
 }
 
 #[inline(always)]
-fn interleave_groups_body(bytes: &[[i8; GROUP]], groups: &[[Group; 1]], out: &mut [u32]) {
+fn interleave_groups_body(bytes: &[[i8; PACK_COLUMNS]], groups: &[[Group; PACK_COLUMNS / GROUP]], out: &mut [u32]) {
     let rows = bytes.len();
-    let (words, numbers) = out.split_at_mut(GROUP / 4 * rows);
-    for (r, bytes) in bytes.iter().enumerate() {
-        for (i, word) in bytes.as_chunks::<4>().0.iter().enumerate() {
-            words[i * rows + r] = u32::from_le_bytes(word.map(|byte| byte as u8));
-        }
-    }
-    for (r, [group]) in groups.iter().enumerate() {
-        for (i, number) in group.words().into_iter().enumerate() {
-            numbers[i * rows + r] = number;
+    for (g, out) in out.chunks_exact_mut(PACKED_WORDS * rows).enumerate() {
+        for (r, (bytes, groups)) in bytes.iter().zip(groups).enumerate() {
+            let words = bytes.as_chunks::<4>().0[g * GROUP / 4..][..GROUP / 4].iter();
+            let words = words.map(|word| u32::from_le_bytes(word.map(|byte| byte as u8)));
+            for (out, word) in out.chunks_exact_mut(rows).zip(words.chain(groups[g].words())) {
+                out[r] = word;
+            }
         }
     }
 }

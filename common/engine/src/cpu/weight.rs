@@ -129,6 +129,19 @@ impl PanelKind {
         }
     }
 
+    /// Cache lines from one group to the next, not counting what scales lie elsewhere.
+    pub(super) const fn group_lines(self) -> usize {
+        let quants = match self {
+            Self::Q8_0 => 512,
+            _ => 256 + self.high_bytes(),
+        };
+        let scales = match self {
+            Self::Q4_1 | Self::Q5_1 => 64,
+            _ => 0,
+        };
+        (quants + scales) / 64
+    }
+
     /// Whether a minimum is added to a row's scaled quants (subtracted, in super-blocks).
     #[inline(always)]
     pub(super) const fn has_min(self) -> bool {

@@ -50,7 +50,15 @@ unsafe fn queries<const Q: usize>(step: &TileStep) {
     // SAFETY: the caller's promise (`StepFn`): d rows of 32 keys, and of Q queries; Q entries of `running`.
     unsafe {
         let mut scores = [[_mm512_setzero_ps(); 2]; Q];
+        let [next, later] = step.ahead;
         for i in 0..d {
+            if !next[0].is_null() {
+                // A tile of keys is d cache lines, and one of values too: into the first level from the second, where they were asked for before.
+                for (next, later) in next.into_iter().zip(later) {
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(i * TILE).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(later.wrapping_add(i * TILE).cast());
+                }
+            }
             let keys = widen(_mm512_loadu_si512(step.keys.add(i * TILE).cast()));
             let queries = step.queries.add(i * stride);
             for (q, scores) in scores.iter_mut().enumerate() {

@@ -59,6 +59,7 @@ fn steps(isa: Isa, inputs: &Inputs, tiles: Tiles<'_>, extra: usize) -> State {
             keys: keys.as_ptr(),
             values: values.as_ptr(),
             seen: [bits_of(tokens.clone()); STEP_QUERIES],
+            ahead: [[std::ptr::null(); 2]; 2],
             running: state.running.as_mut_ptr(),
             acc: state.acc.as_mut_slice().as_mut_ptr(),
         };
@@ -145,6 +146,7 @@ fn each_query_sees_its_own_tokens() {
             keys: keys.as_ptr(),
             values: values.as_ptr(),
             seen: ranges.clone().map(bits_of),
+            ahead: [[std::ptr::null(); 2]; 2],
             running: state.running.as_mut_ptr(),
             acc: state.acc.as_mut_slice().as_mut_ptr(),
         };

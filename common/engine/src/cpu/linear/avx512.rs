@@ -29,8 +29,8 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
         for g in 0..tile.k / GROUP {
             let (scales, quants) = tile.shape.group(kind, g);
             let (scales, quants) = (tile.panel.add(scales), tile.panel.add(quants));
-            for line in (0..tile.shape.quants_stride).step_by(64) {
-                ahead::<R>(quants.add(line));
+            for line in 0..const { super::kind(KIND).group_lines() } {
+                ahead::<R>(quants.add(line * 64));
             }
             let packed = Packed::group(tile, g, R);
             let word = |i: usize, r: usize| _mm512_set1_epi32(packed.word(i, r));

@@ -2,7 +2,7 @@ use super::*;
 use baton_gguf::TensorType;
 
 use crate::cpu::{
-    activations::{Activations, Form, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
+    activations::{Activations, Form, PACK_COLUMNS, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
     math::LANES,
     rows::{GROUP, Group, quantise},
     testing::{OwnedTensor, Random, TYPES, bits, isas, whole_blocks},
@@ -41,9 +41,8 @@ fn multiply(isa: Isa, matrix: &Matrix, rows: &Rows, first: usize, count: usize) 
     let activations = Activations::new(count, |_| k).unwrap();
     let form = segment.kind.form();
     let x: Vec<&[f32]> = rows.x[first..first + count].iter().map(|x| &x[..]).collect();
-    // In two parts, as two threads would.
-    let half = k / 2 / GROUP * GROUP;
-    for columns in [0..half, half..k] {
+    for start in (0..k).step_by(PACK_COLUMNS) {
+        let columns = start..k.min(start + PACK_COLUMNS);
         // SAFETY: nobody else has the rows.
         unsafe { activations.pack(isa, form, 0, k, &x, columns, &mut PackScratch::new()) };
     }

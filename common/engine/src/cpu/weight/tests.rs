@@ -162,3 +162,11 @@ fn panels_of_other_weights_shapes_or_names_are_called_otherwise() {
     }
     assert_eq!(key(&[own], b"a"), keys[0]);
 }
+
+#[test]
+fn groups_are_as_many_cache_lines_as_prefetches_count() {
+    for dtype in TYPES.into_iter().filter(|dtype| dtype.quant_offset().is_some()) {
+        let kind = PanelKind::of(dtype).unwrap();
+        assert_eq!(kind.group_lines() * 64, kind.shape(256).quants_stride, "{dtype}");
+    }
+}
