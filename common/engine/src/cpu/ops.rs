@@ -84,7 +84,8 @@ impl CpuOps<'_> {
         if rows <= TILE_ROWS {
             // What each thread will most likely take first.
             let blocks = (self.member.threads() * ITEMS_PER_THREAD).min(next.panels());
-            let (segment, panel) = next.panel(self.thread() * next.panels() / blocks);
+            let block = self.thread().min(blocks - 1);
+            let (segment, panel) = next.panel(block * next.panels() / blocks);
             prefetch(segment.panel(panel), NEXT_BYTES);
         }
     }
