@@ -23,6 +23,8 @@ use matrix::Matrix;
 
 /// Tokens of a KV tile: the softmax is corrected after each.
 const TILE: usize = 32;
+/// Tokens of a partition: a softmax of its own, merged with the others' in order.
+const PARTITION: usize = 256;
 
 /// A model in plain arrays.
 pub struct NaiveModel {
@@ -212,51 +214,84 @@ fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ConfigError> 
     Ok(out)
 }
 
-/// Softmax over the past in tiles, with the running maximum corrected after each. All `[head_dim]`. Keys and values are those from position `first` on;
-/// tiles lie at multiples of their size.
+/// Softmax over the past, partition by partition. All `[head_dim]`. Keys and values are those from position `first` on; partitions and tiles lie at multiples
+/// of their sizes.
 fn attention(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], first: usize) -> Vec<f32> {
     let scale = 1.0 / (query.len() as f32).sqrt();
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
-    let mut out = vec![0.0f32; query.len()];
-    let (mut keys_left, mut values_left) = (keys, values);
-    while !keys_left.is_empty() {
-        let position = first + keys.len() - keys_left.len();
-        let tokens = (TILE - position % TILE).min(keys_left.len());
-        let (keys, values);
-        (keys, keys_left) = keys_left.split_at(tokens);
-        (values, values_left) = values_left.split_at(tokens);
-        let scores: Vec<f32> = keys.iter().map(|key| dot(query, key) * scale).collect();
-        let before = max;
-        max = scores
+    let query: Vec<f32> = query.iter().map(|x| x * scale).collect();
+    let mut total = Softmax::new(query.len());
+    let end = first + keys.len();
+    let mut position = first;
+    while position < end {
+        let partition_end = end.min((position / PARTITION + 1) * PARTITION);
+        let mut part = Softmax::new(query.len());
+        while position < partition_end {
+            let tile_end = partition_end.min((position / TILE + 1) * TILE);
+            let seen = position - first..tile_end - first;
+            part.take(&query, &keys[seen.clone()], &values[seen], position % TILE);
+            position = tile_end;
+        }
+        total = if total.max == f32::NEG_INFINITY {
+            part
+        } else {
+            total.merge(&part)
+        };
+    }
+    let inverse = 1.0 / tree_sum(total.sums);
+    total.out.iter().map(|out| out * inverse).collect()
+}
+
+/// A softmax so far: its maximum, its sum in lanes, and the weighted values.
+struct Softmax {
+    max: f32,
+    sums: [f32; LANES],
+    out: Vec<f32>,
+}
+
+impl Softmax {
+    fn new(head_dim: usize) -> Self {
+        Self {
+            max: f32::NEG_INFINITY,
+            sums: [0.0; LANES],
+            out: vec![0.0; head_dim],
+        }
+    }
+
+    /// Some tokens of a tile, of which the first is the tile's token `at`.
+    fn take(&mut self, query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], at: usize) {
+        let dot = |key: &Vec<f32>| query.iter().zip(key).fold(0.0f32, |sum, (q, k)| q.mul_add(*k, sum));
+        let scores: Vec<f32> = keys.iter().map(dot).collect();
+        let before = self.max;
+        self.max = scores
             .iter()
-            .fold(max, |max, &score| if score > max { score } else { max });
-        let correction = exp(before - max);
+            .fold(before, |max, &score| if score > max { score } else { max });
+        let correction = exp(before - self.max);
         let mut weights = [0.0; TILE];
-        for (weight, &score) in weights.iter_mut().zip(&scores) {
-            *weight = exp(score - max);
+        for (weight, &score) in weights[at..].iter_mut().zip(&scores) {
+            *weight = exp(score - self.max);
         }
-        let mut lanes = [0.0; LANES];
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum = weights[lane] + weights[lane + LANES];
+        for (sum, pair) in self.sums.iter_mut().zip(weights.as_chunks::<2>().0) {
+            *sum = sum.mul_add(correction, pair[0] + pair[1]);
         }
-        sum = sum.mul_add(correction, tree_sum(lanes));
-        out.iter_mut().for_each(|out| *out *= correction);
-        for (value, weight) in values.iter().zip(weights) {
-            for (out, &value) in out.iter_mut().zip(value) {
+        self.out.iter_mut().for_each(|out| *out *= correction);
+        for (value, weight) in values.iter().zip(&weights[at..]) {
+            for (out, &value) in self.out.iter_mut().zip(value) {
                 *out = weight.mul_add(value, *out);
             }
         }
     }
-    let inverse = 1.0 / sum;
-    out.iter().map(|out| out * inverse).collect()
-}
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        lanes[i % LANES] = a.mul_add(b, lanes[i % LANES]);
+    /// With the partition that comes next.
+    fn merge(mut self, later: &Self) -> Self {
+        let max = if later.max > self.max { later.max } else { self.max };
+        let (own, others) = (exp(self.max - max), exp(later.max - max));
+        let numbers = self.sums.iter_mut().chain(&mut self.out);
+        for (x, y) in numbers.zip(later.sums.iter().chain(&later.out)) {
+            *x = y.mul_add(others, *x * own);
+        }
+        self.max = max;
+        self
     }
-    tree_sum(lanes)
 }
 
 fn add(x: &mut [f32], delta: &[f32]) {

@@ -1,4 +1,4 @@
-//! Where a token's keys and values lie: `[layer][block][k|v][head][token][dim]`.
+//! Where a token's keys and values lie: `[layer][block][k|v][head]`, and then as the identity's class of numerics has it: `[token][dim]`, or keys by dimension.
 
 /// Element type of keys and values in the pool.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -37,7 +37,7 @@ impl KvLayout {
         tokens * self.head_dim * self.dtype.bytes()
     }
 
-    /// Bytes of one block in one layer: `[k|v][head][token][dim]`.
+    /// Bytes of one block in one layer: `[k|v][head]` of all its tokens.
     pub fn layer_block_bytes(&self) -> usize {
         2 * self.heads * self.head_bytes(self.block_tokens)
     }

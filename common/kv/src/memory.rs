@@ -20,8 +20,9 @@ pub enum KvMemoryError {
 
 /// Access to the bytes of blocks. Implementations: CPU memory, (later) CUDA memory, simulated.
 ///
-/// A *piece* is one layer of one block, its first `tokens` tokens, in canonical order `[k|v][head][token][dim]` without gaps
-/// for the tokens that are not valid: `layout.valid_bytes(tokens) / layout.layers` bytes.
+/// A *piece* is one layer of one block, its first `tokens` tokens, `[k|v][head]`, without gaps for the tokens that are not valid. Within a head the order is the
+/// implementation's (`[token][dim]`, or keys by dimension): memories of one identity agree on it, and nobody else looks into a piece.
+/// It has `layout.valid_bytes(tokens) / layout.layers` bytes.
 ///
 /// Calls take `&self` and may run while the engine computes: the pool's table guarantees that nobody else reads or writes
 /// the same block meanwhile (a block that is being filled is granted to one handoff; one that is being read is held by a sequence and

@@ -122,6 +122,31 @@ fn tiny_models_of_every_type_agree() {
     }
 }
 
+/// Across the border of attention's partitions, which threads share, and with a window that begins within one.
+#[test]
+fn long_contexts_agree() {
+    for window in [None, Some(200)] {
+        let tiny = Tiny {
+            window,
+            ..Tiny::of(&[Q4_1, Q8_0])
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny.file(&folder);
+        let model = NaiveModel::open(&path).unwrap();
+        let prompt: Vec<u32> = (0..300).map(|i| (i * 37 + 5) % tiny.vocabulary as u32).collect();
+        let request = Request::seeded(&prompt, 3, 5);
+        let expected = naive(&model, &request);
+        for isa in isas() {
+            let engine = opened(&options(&path).with_isa(isa));
+            assert_eq!(
+                Driver::new(engine).fresh(24).run_one(&request),
+                expected,
+                "window {window:?}, {isa}"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_default_model_agrees() {
     let path = model_path();
