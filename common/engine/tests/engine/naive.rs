@@ -128,7 +128,7 @@ fn long_contexts_agree() {
     for window in [None, Some(200)] {
         let tiny = Tiny {
             window,
-            ..Tiny::of(&[Q4_1, Q8_0])
+            ..Tiny::of(&[TensorType::Q4_1, TensorType::Q8_0])
         };
         let folder = tempfile::tempdir().unwrap();
         let path = tiny.file(&folder);
