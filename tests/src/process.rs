@@ -54,6 +54,8 @@ impl Process {
         let mut child = Command::new(crate::baton())
             .arg(role.command())
             .args(args)
+            // A test that wants it says so.
+            .env("BATON_PANEL_CACHE", "off")
             .envs(env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -68,7 +70,10 @@ impl Process {
         let readers = vec![
             std::thread::spawn(move || {
                 for line in stdout.lines().map_while(Result::ok) {
-                    if let Ok(event) = serde_json::from_str(&line) {
+                    // Nobody waits for those, of which there are many.
+                    if let Ok(event) = serde_json::from_str::<serde_json::Value>(&line)
+                        && event["event"] != "loading"
+                    {
                         let _ = send.send(event);
                     }
                 }

@@ -184,7 +184,7 @@ impl Drop for Up {
 }
 
 /// Starts `baton up` with some nodes of each role, waits until it is ready, and asks it for a few tokens. Its further lines come with it.
-fn up(nodes: usize, model: &Path) -> (Up, Lines<BufReader<ChildStdout>>) {
+fn up(nodes: usize, model: &Path, panel_cache: &Path) -> (Up, Lines<BufReader<ChildStdout>>) {
     let free = || {
         TcpListener::bind("127.0.0.1:0")
             .expect("a port")
@@ -208,6 +208,8 @@ fn up(nodes: usize, model: &Path) -> (Up, Lines<BufReader<ChildStdout>>) {
         .args(args)
         .args(["--grpc", &grpc, "--http", &http, "--model"])
         .arg(model)
+        .arg("--panel-cache")
+        .arg(panel_cache)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -226,12 +228,16 @@ fn up(nodes: usize, model: &Path) -> (Up, Lines<BufReader<ChildStdout>>) {
 
 #[test]
 fn up_serves_a_directory() {
-    up(1, &Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/tiny/llama"));
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/tiny/llama");
+    up(1, &model, Path::new("off"));
 }
 
 #[test]
 fn up_is_a_whole_cluster_and_ctrl_c_drains_it() {
-    let (mut up, lines) = up(2, &default_model());
+    let panels = tempfile::tempdir().expect("a directory");
+    let (mut up, lines) = up(2, &default_model(), panels.path());
+    let kept = std::fs::read_dir(&panels).expect("it is there").count();
+    assert_eq!(kept, 2, "the panels of one model, and its digest");
     let children = children_of(up.0.id());
     assert_eq!(children.len(), 5, "a router and four nodes");
     let status = Command::new("kill")
@@ -261,6 +267,34 @@ fn children_of(parent: u32) -> Vec<u32> {
         parent_of == Some(parent)
     })
     .collect()
+}
+
+#[test]
+fn a_second_start_reads_what_the_first_has_packed() {
+    let panels = tempfile::tempdir().expect("a directory");
+    let log = || {
+        let cluster = Cluster::start(ClusterOptions {
+            prefill: 0,
+            env: vec![("BATON_PANEL_CACHE".into(), panels.path().display().to_string())],
+            ..ClusterOptions::default()
+        });
+        let url = format!("http://{}", cluster.router.grpc);
+        let output = run(&["generate", "--grpc", &url, "--max-tokens", "3", "Hi"]);
+        assert!(output.status.success(), "{}", text(&output));
+        cluster.nodes[0].log()
+    };
+    let stages = |log: &str| {
+        [
+            "hashing the weights",
+            "reading the packed weights",
+            "packing the weights",
+            "keeping the packed weights",
+        ]
+        .map(|stage| log.contains(stage))
+    };
+    let (first, second) = (log(), log());
+    assert_eq!(stages(&first), [true, false, true, true], "{first}");
+    assert_eq!(stages(&second), [false, true, false, false], "{second}");
 }
 
 #[test]

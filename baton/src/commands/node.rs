@@ -1,6 +1,7 @@
 //! `baton prefill` and `baton decode`: one node, its engine opened here.
 
 mod engine;
+mod loading;
 
 use std::future::Future;
 
@@ -12,7 +13,7 @@ use baton_prefill_node::PrefillArgs;
 use baton_worker::{Listeners, NodeConfig, NodeError};
 use clap::Args;
 
-use self::engine::EngineArgs;
+use self::{engine::EngineArgs, loading::Loading};
 use crate::process::{self, ProcessArgs, UsageError};
 
 /// A node: its engine, its role's own flags, and those of every process.
@@ -69,12 +70,13 @@ where
         // Sockets first: a taken port is told at once, and whoever started us learns the addresses.
         let listeners = Listeners::bind(&config).await?;
         let (grpc, ops) = listeners.addresses()?;
-        process::announce_ready(Announcer::listening(name, &config.node.0, grpc, ops), &lifecycle);
+        let announcer = Announcer::listening(name, &config.node.0, grpc, ops);
+        process::announce_ready(announcer.clone(), &lifecycle);
         let options = tokio::select! {
             options = engine.options(&config) => options?,
             () = lifecycle.draining() => return Ok(()),
         };
-        if let Some(engine) = open(options, &lifecycle).await? {
+        if let Some(engine) = open(options, Loading::new(announcer), &lifecycle).await? {
             role(engine, lifecycle, listeners).await?;
         }
         Ok(())
@@ -82,9 +84,13 @@ where
 }
 
 /// Opens the engine on a thread of its own; `None` when told to stop meanwhile.
-async fn open(options: EngineOptions, lifecycle: &Lifecycle) -> anyhow::Result<Option<Box<dyn Engine>>> {
+async fn open(
+    options: EngineOptions,
+    loading: Loading,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<Option<Box<dyn Engine>>> {
     tracing::info!(source = ?options.source, threads = options.threads, kv_bytes = options.kv_bytes, "opening the model");
-    let opening = tokio::task::spawn_blocking(move || baton_engine::open(&options, &|_| {}));
+    let opening = tokio::task::spawn_blocking(move || baton_engine::open(&options, &|progress| loading.at(progress)));
     let engine = tokio::select! {
         engine = opening => engine.context("the thread that opens the model panicked")?,
         () = lifecycle.draining() => return Ok(None),

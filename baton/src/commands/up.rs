@@ -21,6 +21,7 @@ use self::cluster::{Cluster, Plan};
 use crate::{
     models::{self, Parts},
     output,
+    panel_cache::PanelCacheArgs,
 };
 
 #[derive(Clone, Debug, Args)]
@@ -52,6 +53,8 @@ pub(crate) struct UpArgs {
     /// Memory for KV, per node
     #[arg(long, env = "BATON_KV_BYTES", value_name = "BYTES", default_value = "512MiB")]
     kv_bytes: ByteSize,
+    #[command(flatten)]
+    panel_cache: PanelCacheArgs,
     /// Keep each process's log in this directory [default: a temporary one, kept only if a process died]
     #[arg(long, env = "BATON_LOGS", value_name = "DIR")]
     logs: Option<PathBuf>,

@@ -26,6 +26,18 @@ pub enum LoadStage {
     WritingCache,
 }
 
+impl LoadStage {
+    /// For logs and displays.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hashing => "hashing the weights",
+            Self::ReadingCache => "reading the packed weights",
+            Self::Packing => "packing the weights",
+            Self::WritingCache => "keeping the packed weights",
+        }
+    }
+}
+
 /// Whom to tell: called often, on any thread that loads, with `done` rising from 0 to `total` in each stage that succeeds.
 pub(crate) type Report<'a> = &'a (dyn Fn(LoadProgress) + Sync);
 

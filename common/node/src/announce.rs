@@ -1,4 +1,4 @@
-//! The lines on stdout by which a process tells its parent (`baton up`, tests, scripts) where it listens and when it is ready.
+//! The lines on stdout by which a process tells its parent (`baton up`, tests, scripts) where it listens, how far loading is, and when it is ready.
 //!
 //! One JSON object per line; nothing else goes to stdout. Logs go to stderr.
 
@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub enum Event {
     /// The sockets are open.
     Listening,
+    /// A model is being loaded, in several stages.
+    Loading,
     /// Requests are taken.
     Ready,
 }
@@ -32,6 +34,18 @@ pub struct Line {
     pub grpc: SocketAddr,
     /// Its HTTP socket (the OpenAI API of a router, the ops endpoints of a node), the port as bound.
     pub http: SocketAddr,
+    /// Of the event `loading`: how far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<Loading>,
+}
+
+/// How far loading is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Loading {
+    /// The stage, in words.
+    pub stage: String,
+    /// Of the stage.
+    pub percent: u8,
 }
 
 impl Line {
@@ -56,9 +70,22 @@ impl Announcer {
             node_id: node_id.to_owned(),
             grpc,
             http,
+            loading: None,
         };
         print(&line);
         Self { line }
+    }
+
+    /// Prints a `loading` line.
+    pub fn loading(&self, stage: &str, percent: u8) {
+        print(&Line {
+            event: Event::Loading,
+            loading: Some(Loading {
+                stage: stage.to_owned(),
+                percent,
+            }),
+            ..self.line.clone()
+        });
     }
 
     /// Prints the `ready` line.
@@ -90,6 +117,12 @@ mod tests {
             (Event::Listening, "decode-0", 40_123)
         );
         assert_eq!(serde_json::to_string(&line).expect("serialises"), text);
+        let loading = text
+            .replace("listening", "loading")
+            .replace('}', r#","loading":{"stage":"packing","percent":40}}"#);
+        let line = Line::parse(&loading).expect("a line");
+        assert_eq!(line.loading.as_ref().map(|loading| loading.percent), Some(40));
+        assert_eq!(serde_json::to_string(&line).expect("serialises"), loading);
         assert_eq!(Line::parse("INFO something else"), None);
         assert_eq!(Line::parse(r#"{"event":"gone","role":"decode"}"#), None);
     }

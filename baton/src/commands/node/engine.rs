@@ -7,7 +7,10 @@ use baton_engine::{EngineOptions, Isa, ModelConfig, SimulatedConfig, Source};
 use baton_worker::NodeConfig;
 use clap::Args;
 
-use crate::models::{self, Parts};
+use crate::{
+    models::{self, Parts},
+    panel_cache::PanelCacheArgs,
+};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct EngineArgs {
@@ -21,6 +24,8 @@ pub(super) struct EngineArgs {
     /// Instruction set of the kernels: portable, avx2 or avx512; all give the same bits, so leave it out but for tests and measurements [default: the fastest that this CPU has]
     #[arg(long, env = "BATON_ISA", value_name = "SET")]
     isa: Option<Isa>,
+    #[command(flatten)]
+    panel_cache: PanelCacheArgs,
 }
 
 impl EngineArgs {
@@ -39,7 +44,7 @@ impl EngineArgs {
             kv_bytes: config.kv_bytes,
             max_rows: config.scheduler.token_budget,
             max_sequences: config.scheduler.max_running,
-            panel_cache: None,
+            panel_cache: self.panel_cache.directory(),
         })
     }
 }

@@ -70,6 +70,7 @@ impl Plan {
             "--kv-bytes",
             &self.args.kv_bytes.0.to_string(),
         ]));
+        arguments.extend(self.args.panel_cache.words());
         if self.args.simulated {
             arguments.push("--simulated".into());
         }
@@ -227,6 +228,11 @@ impl Cluster {
             ChildEvent::Said(line) => {
                 match line.event {
                     Event::Listening => lines[index].update(&format!("listens on {}, loads the model", line.grpc)),
+                    Event::Loading => {
+                        if let Some(loading) = &line.loading {
+                            lines[index].loading(&loading.stage, loading.percent);
+                        }
+                    }
                     Event::Ready => {
                         ready[index] = true;
                         lines[index].ready(&format!("ready   gRPC {}   HTTP {}", line.grpc, line.http));

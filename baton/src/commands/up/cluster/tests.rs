@@ -21,7 +21,7 @@ fn plan(line: &str) -> Plan {
 #[test]
 fn children_understand_their_command_lines() {
     let plan = plan(
-        "baton up --prefill 2 --decode 1 --simulated --kv-bytes 1GiB --log debug --log-format json --otlp http://127.0.0.1:4317",
+        "baton up --prefill 2 --decode 1 --simulated --kv-bytes 1GiB --panel-cache /panels --log debug --log-format json --otlp http://127.0.0.1:4317",
     );
     let nodes = plan.nodes();
     let names: Vec<&str> = nodes.iter().map(|(_, name)| name.as_str()).collect();
@@ -32,6 +32,8 @@ fn children_understand_their_command_lines() {
         .map(|(role, name)| plan.node(role, name, router))
         .chain([plan.router()]);
     for line in lines {
+        let kept = line.windows(2).any(|words| words == ["--panel-cache", "/panels"]);
+        assert_eq!(kept, line[0] != "router", "{line:?}");
         let cli = Cli::try_parse_from(std::iter::once("baton".into()).chain(line.iter().cloned()))
             .unwrap_or_else(|error| panic!("{line:?}: {error}"));
         assert_eq!(cli.telemetry, plan.telemetry, "{line:?}");
@@ -46,6 +48,7 @@ fn the_welcome_names_the_addresses_that_were_bound() {
         node_id: "router-0".into(),
         grpc: grpc.parse::<ListenAddress>().expect("an address").0,
         http: SocketAddr::from(([127, 0, 0, 1], 8081)),
+        loading: None,
     };
     let models = ["SmolLM2-135M-Instruct".to_owned()];
     let usual = welcome(&line("127.0.0.1:7070"), &models, 2, Path::new("/tmp/logs"));
