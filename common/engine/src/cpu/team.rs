@@ -45,6 +45,12 @@ const BETWEEN: Patience = Patience {
 #[cfg(test)]
 const NONE: Patience = Patience { spins: 0, yields: 0 };
 
+/// Where a wake-up could be lost: tests stay here for a while.
+#[cfg(not(test))]
+fn linger() {}
+#[cfg(test)]
+use tests::linger;
+
 /// A value on cache lines of its own (two: they are fetched in pairs), so that writing it does not disturb those who read or write its neighbours.
 #[derive(Default)]
 #[repr(align(128))]
@@ -85,6 +91,7 @@ impl Gate {
 
     fn advance(&self) {
         self.value.0.fetch_add(1, SeqCst);
+        linger();
         let Sleep {
             sleepers,
             lock,
@@ -117,7 +124,9 @@ impl Gate {
         } = &self.sleep.0;
         let mut held = lock.lock().unwrap_or_else(PoisonError::into_inner);
         sleepers.fetch_add(1, SeqCst);
+        linger();
         while self.value.0.load(SeqCst) == seen {
+            linger();
             held = changed.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
         sleepers.fetch_sub(1, Relaxed);

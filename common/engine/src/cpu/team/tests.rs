@@ -63,6 +63,20 @@ fn a_panic_breaks_the_team_and_hangs_nobody() {
     }
 }
 
+thread_local! {
+    /// Of this thread's waits in [`linger`].
+    static RANDOM: std::cell::Cell<u32> = const { std::cell::Cell::new(1) };
+}
+
+/// Lets other threads come in between, now for longer, now for shorter.
+pub(super) fn linger() {
+    let random = RANDOM.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    RANDOM.set(random);
+    for _ in 0..random >> 28 {
+        thread::yield_now();
+    }
+}
+
 /// Nobody spins or yields, so that at every gate the wake-up of a sleeper may meet one who is about to sleep.
 #[test]
 fn no_wake_up_is_lost() {
