@@ -14,7 +14,7 @@ export BATON_MODELS := $(abspath $(MODELS))
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: model ## install what is missing, fetch the model, build, start a cluster, answer a prompt, show what went where
@@ -31,6 +31,10 @@ test: setup .venv/stamp ## everything that must hold: formatting, lints, unit, p
 	cargo build --locked -p baton
 	target/debug/baton model fetch
 	BATON_PYTHON=$(abspath .venv/bin/python) cargo test --workspace --locked
+
+.PHONY: test-aarch64
+test-aarch64: setup ## build for aarch64, and run the kernels' tests there under qemu (not part of `make test`)
+	scripts/test-aarch64
 
 .PHONY: lint
 lint: setup ## formatting, clippy, and cargo-deny where it is installed (licences, sources, duplicates)
