@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{
-    activations::{PACK_COLUMNS, PACKED_WORDS},
+    activations::{PACK_COLUMNS, PACKED_WORDS, TILE_ROWS},
     isa::Isa,
     math::{LANES, ROUND, exp, sin_cos, to_bf16, tree_sum},
 };
@@ -254,13 +254,32 @@ for_each_isa! {
 
 #[inline(always)]
 fn interleave_groups_body(bytes: &[[i8; PACK_COLUMNS]], groups: &[[Group; PACK_COLUMNS / GROUP]], out: &mut [u32]) {
-    let rows = bytes.len();
+    // The number of rows that counts, known when this is compiled.
+    match bytes.len() {
+        TILE_ROWS => interleave_rows(TILE_ROWS, bytes, groups, out),
+        rows => interleave_rows(rows, bytes, groups, out),
+    }
+}
+
+#[inline(always)]
+fn interleave_rows(
+    rows: usize,
+    bytes: &[[i8; PACK_COLUMNS]],
+    groups: &[[Group; PACK_COLUMNS / GROUP]],
+    out: &mut [u32],
+) {
+    let (bytes, groups) = (&bytes[..rows], &groups[..rows]);
     for (g, out) in out.chunks_exact_mut(PACKED_WORDS * rows).enumerate() {
-        for (r, (bytes, groups)) in bytes.iter().zip(groups).enumerate() {
-            let words = bytes.as_chunks::<4>().0[g * GROUP / 4..][..GROUP / 4].iter();
-            let words = words.map(|word| u32::from_le_bytes(word.map(|byte| byte as u8)));
-            for (out, word) in out.chunks_exact_mut(rows).zip(words.chain(groups[g].words())) {
-                out[r] = word;
+        let (words, numbers) = out.split_at_mut(GROUP / 4 * rows);
+        for (i, words) in words.chunks_exact_mut(rows).enumerate() {
+            for (out, bytes) in words.iter_mut().zip(bytes) {
+                let word = bytes.as_chunks::<4>().0[g * GROUP / 4 + i];
+                *out = u32::from_le_bytes(word.map(|byte| byte as u8));
+            }
+        }
+        for (r, groups) in groups.iter().enumerate() {
+            for (numbers, number) in numbers.chunks_exact_mut(rows).zip(groups[g].words()) {
+                numbers[r] = number;
             }
         }
     }
