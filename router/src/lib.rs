@@ -12,7 +12,6 @@ pub mod core;
 mod error;
 mod front;
 mod grpc;
-mod http;
 mod intake;
 mod life;
 mod limits;

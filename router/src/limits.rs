@@ -81,12 +81,3 @@ pub(crate) const RECEIVE: Duration = Duration::from_secs(30);
 
 /// HTTP connections at a time; beyond them only probes are answered. Each costs a file descriptor and a few buffers, and many clients keep one open between requests.
 pub(crate) const HTTP_CONNECTIONS: usize = 4_096;
-
-/// HTTP connections beyond those at a time: for probes, so that a busy router is not taken for a dead one.
-pub(crate) const HTTP_PROBES: usize = 64;
-
-/// For one of those, from its first byte to its last.
-pub(crate) const HTTP_PROBE: Duration = Duration::from_secs(5);
-
-/// Once the router stops, for HTTP answers to say how they ended.
-pub(crate) const HTTP_LAST_WORD: Duration = Duration::from_millis(200);

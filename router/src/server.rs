@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_node::{Lifecycle, Phase, grpc, limits as shared, ops};
+use baton_node::{Lifecycle, Phase, files, grpc, http, limits as shared, ops};
 use baton_proto::{node::v1::registry_server::RegistryServer, v1::generation_server::GenerationServer};
 use baton_text::ModelText;
 use tokio::{net::TcpListener, time::sleep};
@@ -14,7 +14,7 @@ use crate::{
     cluster::Cluster,
     core::members::Expected,
     grpc::{GENERATION, GenerationService, edge::EdgeLayer, incoming, reflection},
-    http, limits,
+    limits,
     metrics::RouterMetrics,
     openai,
     registry::RegistryService,
@@ -81,7 +81,15 @@ pub(crate) async fn serve(
     let router_id = config.router_id.clone();
     let front = Front::new(config, text, cluster.clone(), metrics, lifecycle.clone());
 
-    let http = http_server(listeners.http, front.clone(), lifecycle.clone(), Arc::new(registry));
+    let open_files = files::raise_limit();
+    let connections = files::connections(limits::HTTP_CONNECTIONS, open_files);
+    let http = http_server(
+        listeners.http,
+        connections,
+        front.clone(),
+        lifecycle.clone(),
+        Arc::new(registry),
+    );
     let mut http = lifecycle.spawn(http);
 
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -95,7 +103,7 @@ pub(crate) async fn serve(
         .max_encoding_message_size(shared::GRPC_MESSAGE_BYTES);
     let stop = lifecycle.shutdown_token();
     let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
-    let incoming = incoming::bounded(incoming, limits::GRPC_CONNECTIONS);
+    let incoming = incoming::bounded(incoming, files::connections(limits::GRPC_CONNECTIONS, open_files));
     let server = grpc::server()
         .max_concurrent_streams(limits::GRPC_STREAMS)
         .initial_connection_window_size(limits::GRPC_CONNECTION_WINDOW_BYTES)
@@ -128,14 +136,20 @@ pub(crate) async fn serve(
     ended
 }
 
-async fn http_server(listener: TcpListener, front: Front, lifecycle: Lifecycle, metrics: baton_node::metrics::Metrics) {
+async fn http_server(
+    listener: TcpListener,
+    connections: usize,
+    front: Front,
+    lifecycle: Lifecycle,
+    metrics: baton_node::metrics::Metrics,
+) {
     let stop = lifecycle.shutdown_token();
     let ready = front.clone();
     let ops = ops::routes_when(lifecycle, metrics, move || ready.ready());
     let served = http::Served {
         routes: openai::routes(front).merge(ops.clone()),
         probes: ops.fallback(openai::overloaded),
-        connections: limits::HTTP_CONNECTIONS,
+        connections,
         read_bound: limits::RECEIVE,
     };
     http::serve(listener, served, stop).await;

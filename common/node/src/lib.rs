@@ -10,7 +10,9 @@
 pub mod announce;
 pub mod byte_size;
 pub mod clock;
+pub mod files;
 pub mod grpc;
+pub mod http;
 pub mod lifecycle;
 pub mod limits;
 pub mod listen;

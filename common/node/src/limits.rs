@@ -122,6 +122,21 @@ pub const LOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// A node that has reported nothing for this long is not given new requests, even if its stream still stands.
 pub const LOAD_STALE: Duration = Duration::from_secs(5);
 
+/// HTTP connections of an ops port at a time: a scraper and a prober or two each keep one.
+pub const OPS_CONNECTIONS: usize = 32;
+
+/// For the headers of a request to an ops port: they are a few hundred bytes.
+pub const OPS_HEADERS: Duration = Duration::from_secs(10);
+
+/// HTTP connections beyond a listener's bound at a time: for probes, so that a busy process is not taken for a dead one.
+pub const HTTP_PROBES: usize = 64;
+
+/// For one of those, from its first byte to its last.
+pub const HTTP_PROBE: Duration = Duration::from_secs(5);
+
+/// Once the process stops, for HTTP answers to say how they ended.
+pub const HTTP_LAST_WORD: Duration = Duration::from_millis(200);
+
 // ---- Stopping ----
 
 /// How long a drain waits for the requests that run. Below Kubernetes' default grace period of 30 s, so that a drain ends before SIGKILL.

@@ -3,7 +3,7 @@
 //! Liveness says only that the process answers: it never depends on load, on peers or on the phase, so that a busy or draining process is not killed. Readiness is 200 in
 //! [`Phase::Ready`] and 503 otherwise.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -14,7 +14,12 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-use crate::{Lifecycle, Phase, metrics::Metrics};
+use crate::{
+    Lifecycle, Phase, files,
+    http::{self, Served},
+    limits,
+    metrics::Metrics,
+};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -45,13 +50,16 @@ pub fn routes_when(lifecycle: Lifecycle, metrics: Metrics, also: impl Fn() -> bo
 }
 
 /// Serves the three routes on `listener` until the shutdown token is cancelled. Spawn it on [`Lifecycle::spawn`].
-pub async fn serve(listener: TcpListener, lifecycle: Lifecycle, metrics: Metrics) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, lifecycle: Lifecycle, metrics: Metrics) {
     let stop = lifecycle.shutdown_token();
-    // Not a graceful shutdown, which would wait for idle keep-alive connections.
-    tokio::select! {
-        served = async { axum::serve(listener, routes(lifecycle, metrics)).await } => served,
-        () = stop.cancelled() => Ok(()),
-    }
+    let routes = routes(lifecycle, metrics);
+    let served = Served {
+        probes: routes.clone(),
+        routes,
+        connections: files::connections(limits::OPS_CONNECTIONS, files::raise_limit()),
+        read_bound: limits::OPS_HEADERS,
+    };
+    http::serve(listener, served, stop).await;
 }
 
 async fn ready(State(ops): State<Ops>) -> (StatusCode, String) {

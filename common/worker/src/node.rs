@@ -124,12 +124,7 @@ impl Node {
             worker,
             metrics,
         } = self;
-        let (ops_lifecycle, ops_listener) = (lifecycle.clone(), listeners.ops);
-        lifecycle.spawn(async move {
-            if let Err(error) = ops::serve(ops_listener, ops_lifecycle, metrics).await {
-                tracing::error!(%error, "the ops server failed");
-            }
-        });
+        lifecycle.spawn(ops::serve(listeners.ops, lifecycle.clone(), metrics));
         let (reporter, health) = tonic_health::server::health_reporter();
         lifecycle.spawn(report_health(reporter, role, lifecycle.clone()));
         let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));

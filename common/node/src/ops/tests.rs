@@ -58,7 +58,7 @@ async fn probes_and_metrics_follow_the_phase() {
     assert_eq!(get(address, "/other").await.0, 404);
 
     life.set(Phase::Stopped);
-    server.await.expect("no panic").expect("ends well");
+    server.await.expect("no panic");
     assert!(TcpStream::connect(address).await.is_err(), "the socket is closed");
 }
 

@@ -1,4 +1,6 @@
 //! The HTTP listener: a bounded number of connections, each with a deadline for its headers.
+//!
+//! A client that closes its half of a connection before its answer has come is taken for one that left, and its request is cancelled: over TCP the two look alike.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,19 +24,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is served, and within what bounds.
 #[derive(Clone)]
-pub(crate) struct Served {
+pub struct Served {
     /// Everything.
-    pub(crate) routes: Router,
+    pub routes: Router,
     /// What is answered even when all connections are taken.
-    pub(crate) probes: Router,
-    /// [`limits::HTTP_CONNECTIONS`].
-    pub(crate) connections: usize,
+    pub probes: Router,
+    /// At a time; beyond them only probes are answered. [`files::connections`](crate::files::connections) bounds it.
+    pub connections: usize,
     /// For the headers of each request.
-    pub(crate) read_bound: Duration,
+    pub read_bound: Duration,
 }
 
 /// Serves until `stop`; the connections' tasks have ended when it returns. Not a graceful shutdown, which would wait for idle connections.
-pub(crate) async fn serve(listener: TcpListener, served: Served, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, served: Served, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(served.connections));
     let probes = Arc::new(Semaphore::new(limits::HTTP_PROBES));
