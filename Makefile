@@ -52,6 +52,7 @@ goldens: model .venv-goldens/stamp ## make the committed golden data anew, from 
 	.venv-goldens/bin/python tests/goldens/make_tokens.py $(MODEL)
 	.venv-goldens/bin/python tests/goldens/make_logits.py $(MODEL)
 	.venv-goldens/bin/python tests/goldens/make_blocks.py
+	.venv-goldens/bin/python tests/goldens/make_sampler.py
 	.venv-goldens/bin/python tests/goldens/make_tiny.py
 	.venv-goldens/bin/python tests/goldens/make_text.py
 

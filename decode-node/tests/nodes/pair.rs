@@ -1,11 +1,12 @@
 //! A prefill node and a decode node, a real gRPC between them, and a router's end written by hand.
 
 use crate::support::{
-    BLOCK_TOKENS, BLOCKS, Router, TestNode, VOCABULARY, local, prompt,
-    router::{Announced, DecodeLeg, PrefillLeg},
+    BLOCK_TOKENS, BLOCKS, Router, TestNode, VOCABULARY, local, local_with, prompt,
+    router::{Announced, Answer, DecodeLeg, PrefillLeg},
     work,
 };
-use baton_proto::node::v1::{EndReason, decode_event::Event, decode_request::Request, prefill_event};
+use baton_proto::node::v1::{EndReason, Sampling, Work, decode_event::Event, decode_request::Request, prefill_event};
+use baton_scheduler::{Sampled, SamplingParams};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handed_prompt_is_answered_as_by_one_engine_alone() {
@@ -197,4 +198,94 @@ async fn nodes_say_who_they_are() {
     assert_eq!(known.hello.role(), baton_proto::node::v1::Role::Decode);
     assert_eq!((known.hello.epoch.len(), known.hello.kv_identity.len()), (16, 32));
     assert_eq!((known.hello.context_length, known.hello.vocabulary), (400, VOCABULARY));
+}
+
+/// Everything that sampling has. The bias brings a few tokens forward again and again, so that penalties count.
+fn penalised(seed: u64) -> SamplingParams {
+    SamplingParams {
+        temperature: 0.8,
+        top_p: 0.95,
+        seed,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.5,
+        frequency_penalty: 1.0,
+        logit_bias: (10..18).map(|id| (id, 13.0)).collect(),
+        top_logprobs: 20,
+        ..SamplingParams::greedy()
+    }
+}
+
+fn penalised_work(prompt: Vec<u32>, count: u32, params: &SamplingParams) -> Work {
+    let mut work = work(prompt, count);
+    let sampling = work.sampling.as_mut().expect("sampling");
+    *sampling = Sampling {
+        temperature: params.temperature,
+        top_k: params.top_k,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        seed: params.seed,
+        choice: params.choice,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        logit_bias: params.logit_bias.iter().copied().collect(),
+        top_logprobs: params.top_logprobs,
+    };
+    work
+}
+
+/// `answer` is what one engine alone draws.
+fn assert_drawn(answer: &Answer, expected: &[Sampled], what: &str) {
+    assert_eq!(answer.tokens.len(), expected.len(), "{what}");
+    for (at, expected) in expected.iter().enumerate() {
+        assert_eq!(answer.tokens[at], expected.token, "{what}, token {at}");
+        assert_eq!(answer.logprobs[at], expected.logprob, "{what}, token {at}");
+        assert_eq!(answer.alternatives[at], *expected.alternatives, "{what}, token {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn penalties_and_alternatives_are_those_of_one_engine_alone_handed_over_local_and_replayed() {
+    let router = Router::start().await;
+    let (prefill, decode) = (
+        TestNode::prefill("p", &router).await,
+        TestNode::decode("d", &router).await,
+    );
+    for (seed, length) in [(1, 3), (2, 43), (3, 100)] {
+        let (prompt, params) = (prompt(length, seed), penalised(seed.into()));
+        let expected = local_with(&prompt, 30, params.clone());
+        let neutral = SamplingParams {
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            ..params.clone()
+        };
+        let neutral = local_with(&prompt, 30, neutral);
+        assert!(
+            expected
+                .iter()
+                .zip(&neutral)
+                .any(|(one, other)| one.token != other.token),
+            "penalties count"
+        );
+
+        let work = penalised_work(prompt.clone(), 30, &params);
+        let (ticket, mut decoding) = DecodeLeg::reserve(&decode, work.clone()).await.expect("reserved");
+        let mut running = PrefillLeg::run(&prefill, work.clone(), ticket).await.expect("taken");
+        let (done, answer) = tokio::join!(running.done(), decoding.answer());
+        let alternatives = done.expect("pushed").alternatives;
+        let alternatives: Vec<_> = alternatives.iter().map(|other| (other.id, other.logprob)).collect();
+        assert_eq!(alternatives, *expected[0].alternatives, "the prefill node's own report");
+        assert_drawn(&answer.expect("answered"), &expected, "handed over");
+
+        for index in [0, 1, 2, 7, 29] {
+            let mut replay = work.clone();
+            replay.output = expected[..index].iter().map(|sampled| sampled.token).collect();
+            let mut leg = DecodeLeg::open(&decode, Request::Run(replay)).await.expect("taken");
+            let answer = leg.answer_from(index).await.expect("answered");
+            assert_drawn(&answer, &expected[index..], &format!("from {index}"));
+        }
+    }
+    prefill.idle().await;
+    decode.idle().await;
 }

@@ -1,7 +1,10 @@
 use baton_scheduler::{Sample, SamplingParams};
 use proptest::prelude::*;
 
-use super::{SampleError, SamplerScratch, draw, math, philox};
+use super::{Drawn, SampleError, SamplerScratch, draw, math, philox};
+
+mod goldens;
+mod penalties;
 
 fn sample(params: SamplingParams, index: u32) -> Sample {
     Sample::new(params, index)

@@ -1,4 +1,8 @@
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use baton_kv::BlockId;
 use baton_scheduler::{Sample, Sampled, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
@@ -173,8 +177,15 @@ fn defective_plans_are_refused_and_harm_nothing() {
     let mut good = StepPlan::default();
     add(&mut good, 1, &[1, 2, 3, 4, 5], 0, &[0, 1], SamplingParams::greedy());
     let before = run(&mut engine, &good);
+    fn sample(plan: &mut StepPlan) -> &mut Sample {
+        plan.history.resize(1, 0);
+        plan.spans[0].sample.as_mut().unwrap()
+    }
+    fn params(plan: &mut StepPlan) -> &mut SamplingParams {
+        Arc::make_mut(&mut plan.spans[0].sample.as_mut().unwrap().params)
+    }
     type Spoil = fn(&mut StepPlan);
-    let spoilt: [(&str, Spoil); 9] = [
+    let spoilt: [(&str, Spoil); 15] = [
         ("token", |plan| plan.tokens[2] = 1_000),
         ("block", |plan| plan.tables[1] = BlockId(64)),
         ("short table", |plan| plan.spans[0].table = 0..1),
@@ -184,6 +195,19 @@ fn defective_plans_are_refused_and_harm_nothing() {
         ("no rows", |plan| plan.spans[0].rows = 0..0),
         ("context", |plan| plan.spans[0].context = usize::MAX),
         ("too many rows", |plan| plan.tokens.resize(129, 0)),
+        ("token of the history", |plan| plan.history.push(1_000)),
+        ("history outside", |plan| sample(plan).history = 0..2),
+        ("history backwards", |plan| {
+            sample(plan).history = Range { start: 1, end: 0 }
+        }),
+        ("history without the output", |plan| {
+            sample(plan).index = 2;
+            params(plan).presence_penalty = 1.0;
+        }),
+        ("bias outside", |plan| {
+            params(plan).logit_bias = vec![(1, 1.0), (1_000, 1.0)]
+        }),
+        ("too many alternatives", |plan| params(plan).top_logprobs = 21),
     ];
     for (what, spoil) in spoilt {
         let mut plan = good.clone();

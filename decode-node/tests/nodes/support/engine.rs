@@ -7,7 +7,7 @@ use baton_engine::{
     simulated::{CostModel, SimulatedConfig, SimulatedEngine},
 };
 use baton_kv::{BlockId, KvIdentity, KvMemory, TokenId};
-use baton_scheduler::{Sample, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
+use baton_scheduler::{Sample, Sampled, SamplingParams, SequenceId, Span, StepOutput, StepPlan};
 
 pub const BLOCK_TOKENS: usize = 8;
 pub const BLOCKS: usize = 64;
@@ -64,10 +64,17 @@ impl Engine for Gated {
     }
 }
 
-/// What an engine alone answers: the whole prompt in one step, then token after token.
+/// What an engine alone answers, greedily.
 pub fn local(prompt: &[TokenId], count: usize) -> Vec<TokenId> {
+    let drawn = local_with(prompt, count, SamplingParams::greedy());
+    drawn.iter().map(|sampled| sampled.token).collect()
+}
+
+/// What an engine alone answers: the whole prompt in one step, then token after token.
+pub fn local_with(prompt: &[TokenId], count: usize, params: SamplingParams) -> Vec<Sampled> {
     let mut engine = with_rows(400);
     let (mut output, mut answer) = (StepOutput::default(), Vec::new());
+    let mut tokens = prompt.to_vec();
     let (mut context, mut next) = (0, prompt.to_vec());
     while answer.len() < count {
         let rows = next.len();
@@ -79,19 +86,23 @@ pub fn local(prompt: &[TokenId], count: usize) -> Vec<TokenId> {
             rows: 0..rows,
             context,
             table: 0..tables.len(),
-            sample: Some(Sample::new(SamplingParams::greedy(), answer.len() as u32)),
+            sample: Some(Sample {
+                history: 0..tokens.len(),
+                ..Sample::new(params.clone(), answer.len() as u32)
+            }),
         };
         let plan = StepPlan {
             tokens: next,
             spans: vec![span],
             tables,
-            ..StepPlan::default()
+            history: tokens.clone(),
         };
         engine.step(&plan, &mut output).expect("a good plan");
         context += rows;
-        let token = output.sampled[0].token;
-        answer.push(token);
-        next = vec![token];
+        let sampled = output.sampled[0];
+        answer.push(sampled);
+        tokens.push(sampled.token);
+        next = vec![sampled.token];
     }
     answer
 }

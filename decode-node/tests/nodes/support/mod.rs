@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-pub use engine::{BLOCK_TOKENS, BLOCKS, VOCABULARY, gated, local, simulated};
+pub use engine::{BLOCK_TOKENS, BLOCKS, VOCABULARY, gated, local, local_with, simulated};
 pub use router::Router;
 
 /// Within a bound that only a defect reaches.

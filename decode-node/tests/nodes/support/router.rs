@@ -228,13 +228,20 @@ impl DecodeLeg {
 
     /// Reads to the end.
     pub async fn answer(&mut self) -> Result<Answer, Status> {
+        self.answer_from(0).await
+    }
+
+    /// Reads to the end what follows `first` known tokens.
+    pub async fn answer_from(&mut self, first: usize) -> Result<Answer, Status> {
         let mut answer = Answer::default();
         loop {
             match self.next().await? {
                 decode_event::Event::Tokens(tokens) => {
-                    assert_eq!(tokens.index as usize, answer.tokens.len(), "no gap, no repeat");
+                    assert_eq!(tokens.index as usize, first + answer.tokens.len(), "no gap, no repeat");
                     assert_eq!((tokens.ids.len(), tokens.attempt), (tokens.logprobs.len(), 1));
                     answer.tokens.extend(tokens.ids);
+                    answer.logprobs.extend(tokens.logprobs);
+                    answer.alternatives.extend(tokens.alternatives.into_iter().map(pairs));
                 }
                 decode_event::Event::Ended(ended) => {
                     answer.ended = ended;
@@ -254,6 +261,9 @@ impl DecodeLeg {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Answer {
     pub tokens: Vec<TokenId>,
+    pub logprobs: Vec<f32>,
+    /// Of each token, where they were asked for.
+    pub alternatives: Vec<Vec<(TokenId, f32)>>,
     pub ended: pb::Ended,
     pub verified: Option<pb::Verified>,
     pub admitted: Option<pb::Admitted>,
@@ -310,4 +320,12 @@ impl PrefillLeg {
         assert_eq!(after, None, "Done is the last");
         Ok(done)
     }
+}
+
+fn pairs(alternatives: pb::Alternatives) -> Vec<(TokenId, f32)> {
+    alternatives
+        .tokens
+        .into_iter()
+        .map(|other| (other.id, other.logprob))
+        .collect()
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use baton_kv::{BlockId, BlockName, HandoffId, KvIdentity, Owner, Pool, Salt, TokenId};
 
 use super::super::*;
-use crate::{Alternatives, Sampled, StepOutput, StepPlan};
+use crate::{Alternatives, Sampled, Span, StepOutput, StepPlan};
 
 pub(super) const BLOCK_TOKENS: usize = 2;
 pub(super) const VOCABULARY: u32 = 5;
@@ -164,11 +164,18 @@ impl Node {
                 *self.cell(plan.table(span), span.context + offset) = plan.tokens[row];
             }
         }
-        let sampled = plan.sampling_spans().map(|span| Sampled {
-            sequence: span.sequence,
-            token: next_token(&self.read(plan.table(span), span.end())),
-            logprob: -1.0,
-            alternatives: Alternatives::NONE,
+        let sampled = plan.sampling_spans().map(|span| {
+            let tokens = self.read(plan.table(span), span.end());
+            check_history(&plan, span, &tokens);
+            let token = next_token(&tokens);
+            let mut alternatives = Alternatives::NONE;
+            alternatives.push(token, -1.0);
+            Sampled {
+                sequence: span.sequence,
+                token,
+                logprob: -1.0,
+                alternatives,
+            }
         });
         let output = StepOutput {
             sampled: sampled.collect(),
@@ -275,5 +282,19 @@ impl Node {
         for &block in &self.plan.tables {
             assert!(matches!(self.pool.owner(block), Owner::Sequence { .. }), "{block:?}");
         }
+    }
+}
+
+/// The penalties of a span that draws count its tokens, which are `tokens` by what lies in its blocks.
+fn check_history(plan: &StepPlan, span: &Span, tokens: &[TokenId]) {
+    let sample = span.sample.as_ref().expect("it draws");
+    let history = plan.history(sample);
+    let output = sample.index as usize;
+    if sample.params.repetition_penalty != 1.0 {
+        assert_eq!(history, tokens, "prompt and output");
+    } else if sample.params.presence_penalty != 0.0 {
+        assert_eq!(history, &tokens[tokens.len() - output..], "the output alone");
+    } else {
+        assert!(history.is_empty(), "nothing counts");
     }
 }

@@ -19,6 +19,17 @@ struct Request {
     /// Output tokens that are known already, at most.
     replayed: usize,
     handed: bool,
+    sampling: SamplingParams,
+}
+
+/// No penalty, one that counts the output, or one that counts all.
+fn sampling() -> impl Strategy<Value = SamplingParams> {
+    let with = |repetition_penalty, presence_penalty| SamplingParams {
+        repetition_penalty,
+        presence_penalty,
+        ..SamplingParams::greedy()
+    };
+    prop_oneof![Just(with(1.0, 0.0)), Just(with(1.0, 0.5)), Just(with(1.5, 0.5))]
 }
 
 #[derive(Clone, Debug)]
@@ -44,15 +55,19 @@ fn request() -> impl Strategy<Value = Request> {
         role,
         replayed,
         prop::bool::weighted(0.25),
+        sampling(),
     )
-        .prop_map(|(prompt, max_new_tokens, stops, role, replayed, handed)| Request {
-            prompt,
-            max_new_tokens,
-            stops,
-            role,
-            replayed,
-            handed,
-        })
+        .prop_map(
+            |(prompt, max_new_tokens, stops, role, replayed, handed, sampling)| Request {
+                prompt,
+                max_new_tokens,
+                stops,
+                role,
+                replayed,
+                handed,
+                sampling,
+            },
+        )
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -194,7 +209,7 @@ impl Run {
             output: full[..replayed].to_vec(),
             max_new_tokens: request.max_new_tokens,
             stop_ids: stop_ids.clone(),
-            sampling: SamplingParams::greedy(),
+            sampling: request.sampling,
             role,
             start,
         };
@@ -254,7 +269,13 @@ impl Run {
                     // (What ended in this step may have been given back, but nobody has written there yet.)
                     assert_eq!(self.node.read(&table, computed), client.prompt[..computed]);
                 }
-                SequenceEvent::Token { index, token, .. } => {
+                SequenceEvent::Token {
+                    index,
+                    token,
+                    alternatives,
+                    ..
+                } => {
+                    assert_eq!(alternatives, [(token, -1.0)]);
                     assert!(!client.may_start);
                     assert_eq!(index as usize, client.next, "no gap, no repeat");
                     assert_eq!(token, client.expected[client.next]);
