@@ -72,7 +72,7 @@ fn run(engine: &mut LlamaEngine, chunk: usize) -> (u64, Vec<TokenId>) {
         context = end;
         if let Some(drawn) = drawn.first() {
             bits = hash(bits, engine.logits(0));
-            tokens.push(drawn.0);
+            tokens.push(drawn.token);
         }
     }
     (bits, tokens.split_off(prompt))

@@ -8,4 +8,5 @@ mod goldens;
 mod hostile;
 mod hostile_directories;
 mod naive;
+mod resume;
 mod same_bits;

@@ -13,7 +13,7 @@ fn naive(model: &NaiveModel, request: &Request) -> Vec<Drawn> {
             let sample = Sample::new(request.sampling.clone(), index);
             let drawn = model.next(&tokens, &sample, &mut scratch).unwrap();
             tokens.push(drawn.token);
-            (drawn.token, drawn.logprob.to_bits())
+            drawn
         })
         .collect()
 }
@@ -107,7 +107,11 @@ fn tiny_models_of_every_type_agree() {
         // Across the borders of KV tiles and blocks, and within one.
         for length in [1, 31, 32, 70] {
             let prompt: Vec<u32> = (0..length).map(|i| (i * 37 + 5) % tiny.vocabulary as u32).collect();
-            for request in [Request::greedy(&prompt, 4), Request::seeded(&prompt, 4, 11)] {
+            for request in [
+                Request::greedy(&prompt, 4),
+                Request::seeded(&prompt, 4, 11),
+                Request::penalised(&prompt, 4, 12),
+            ] {
                 let expected = naive(&model, &request);
                 for isa in isas() {
                     let engine = opened(&options(&path).with_isa(isa));
@@ -154,7 +158,11 @@ fn the_default_model_agrees() {
     let mut driver = Driver::new(opened(&options(&path)));
     // "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     let prompt = [1, 4093, 198, 21805, 2, 198, 1, 520, 9531, 198];
-    for request in [Request::greedy(&prompt, 5), Request::seeded(&prompt, 3, 7)] {
+    for request in [
+        Request::greedy(&prompt, 5),
+        Request::seeded(&prompt, 3, 7),
+        Request::penalised(&prompt, 3, 8),
+    ] {
         assert_eq!(driver.run_one(&request), naive(&model, &request));
     }
 }

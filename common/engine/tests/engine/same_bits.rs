@@ -10,14 +10,15 @@ use crate::common::{
     Drawn, Driver, Plan, Request, blocks, greedy, isas, model_path, opened, opened_file, options, tiny::Tiny,
 };
 
-/// Requests with different prompts of these lengths; every second one is sampled.
+/// Requests with different prompts of these lengths: greedy, sampled, and with penalties in turn.
 fn requests(lengths: &[usize], vocabulary: u32, tokens: usize) -> Vec<Request> {
     let request = |(index, &length): (usize, &usize)| {
         let token = |i: u32| (i * i * 31 + i * 7 + index as u32 * 1_009 + 17) % vocabulary;
         let prompt: Vec<TokenId> = (0..length as u32).map(token).collect();
-        match index % 2 {
+        match index % 3 {
             0 => Request::greedy(&prompt, tokens),
-            _ => Request::seeded(&prompt, tokens, index as u64),
+            1 => Request::seeded(&prompt, tokens, index as u64),
+            _ => Request::penalised(&prompt, tokens, index as u64),
         }
     };
     lengths.iter().enumerate().map(request).collect()
@@ -191,7 +192,7 @@ fn decode(engine: &mut dyn Engine, tokens: &[TokenId], context: usize, table: &[
         .map(|_| {
             let drawn = Plan::default().span(&tokens, context, table, greedy()).run(engine)[0];
             context = tokens.len();
-            tokens.push(drawn.0);
+            tokens.push(drawn.token);
             drawn
         })
         .collect()
@@ -212,7 +213,7 @@ fn kv_handed_over_in_the_middle_of_a_sequence_decodes_to_the_same_bits() {
 
     // The prompt and five tokens on one engine, the rest on the other, in other blocks that held something else.
     let first = decode(&mut *remote, &prompt, 0, &table, 5);
-    let tokens = [&prompt[..], &first.iter().map(|drawn| drawn.0).collect::<Vec<_>>()].concat();
+    let tokens = [&prompt[..], &first.iter().map(|drawn| drawn.token).collect::<Vec<_>>()].concat();
     let elsewhere = [7, 2, 9, 4].map(BlockId);
     decode(&mut *local, &tokens[20..], 0, &elsewhere, 1);
     let computed = tokens.len() - 1;

@@ -5,11 +5,12 @@ pub(crate) mod tiny;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use baton_engine::sampler::Drawn;
 use baton_engine::{Engine, EngineOptions, Isa, LlamaEngine, Source, open, open_file};
 use baton_kv::{BlockId, BlockName, Pool, Salt, TokenId};
 use baton_scheduler::{
-    NewSequence, Role, Sample, SamplingParams, Scheduler, SchedulerConfig, SequenceEvent, SequenceId, Span, Start,
-    StepOutput, StepPlan,
+    Alternatives, NewSequence, Role, Sample, SamplingParams, Scheduler, SchedulerConfig, SequenceEvent, SequenceId,
+    Span, Start, StepOutput, StepPlan,
 };
 
 /// The default model's file: `BATON_MODEL`, or where the Makefile puts it.
@@ -49,15 +50,14 @@ pub(crate) fn isas() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available()).collect()
 }
 
-/// A token and the bits of its log-probability.
-pub(crate) type Drawn = (TokenId, u32);
-
 /// What to generate.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) tokens: usize,
     pub(crate) sampling: SamplingParams,
+    /// The answer's beginning, if it is known: it is not drawn again.
+    pub(crate) output: Vec<TokenId>,
 }
 
 impl Request {
@@ -66,6 +66,7 @@ impl Request {
             prompt: prompt.to_vec(),
             tokens,
             sampling: SamplingParams::greedy(),
+            output: Vec::new(),
         }
     }
 
@@ -82,6 +83,22 @@ impl Request {
             sampling,
             ..Self::greedy(prompt, tokens)
         }
+    }
+}
+
+impl Request {
+    /// With every penalty, a bias and alternatives.
+    pub(crate) fn penalised(prompt: &[TokenId], tokens: usize, seed: u64) -> Self {
+        let seeded = Self::seeded(prompt, tokens, seed);
+        let sampling = SamplingParams {
+            repetition_penalty: 1.3,
+            presence_penalty: 0.4,
+            frequency_penalty: 0.7,
+            logit_bias: vec![(0, -100.0), (3, 1.5), (40, 2.0)],
+            top_logprobs: 20,
+            ..seeded.sampling
+        };
+        Self { sampling, ..seeded }
     }
 }
 
@@ -139,7 +156,7 @@ impl Driver {
                 id: SequenceId(self.next),
                 root,
                 prompt: request.prompt.clone(),
-                output: Vec::new(),
+                output: request.output.clone(),
                 max_new_tokens: request.tokens,
                 stop_ids: Vec::new(),
                 sampling: request.sampling.clone(),
@@ -157,8 +174,20 @@ impl Driver {
             self.scheduler.complete(&output, &mut self.pool, &mut events);
             for event in events.drain(..) {
                 match event {
-                    SequenceEvent::Token { id, token, logprob, .. } => {
-                        drawn[(id.0 - first) as usize].push((token, logprob.to_bits()));
+                    SequenceEvent::Token {
+                        id,
+                        token,
+                        logprob,
+                        alternatives: others,
+                        ..
+                    } => {
+                        let mut alternatives = Alternatives::NONE;
+                        others.iter().for_each(|&(id, logprob)| alternatives.push(id, logprob));
+                        drawn[(id.0 - first) as usize].push(Drawn {
+                            token,
+                            logprob,
+                            alternatives,
+                        });
                     }
                     SequenceEvent::Started { cached_tokens, .. } => self.cached_tokens += cached_tokens,
                     _ => {}
@@ -166,7 +195,7 @@ impl Driver {
             }
         }
         for (drawn, request) in drawn.iter().zip(requests) {
-            assert_eq!(drawn.len(), request.tokens);
+            assert_eq!(request.output.len() + drawn.len(), request.tokens);
         }
         self.pool.check().unwrap();
         drawn
@@ -210,7 +239,11 @@ impl Plan {
         output
             .sampled
             .iter()
-            .map(|drawn| (drawn.token, drawn.logprob.to_bits()))
+            .map(|sampled| Drawn {
+                token: sampled.token,
+                logprob: sampled.logprob,
+                alternatives: sampled.alternatives,
+            })
             .collect()
     }
 }
