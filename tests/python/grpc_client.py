@@ -45,6 +45,12 @@ assert [event.finished.choice for event in events if event.WhichOneof("event") =
 ids = [[id for event in events if event.WhichOneof("event") == "delta" and event.delta.choice == choice for id in event.delta.ids] for choice in (0, 1)]
 assert ids[0] == ids[1] and len(ids[0]) == 4, ids
 
+asked = {"presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {0: -100}}
+events = list(call("Generate", chat=chat, stopping={"max_tokens": 4}, sampling=asked, output={"logprobs": True, "top_logprobs": 3}))
+for delta in [event.delta for event in events[1:-1] if event.delta.ids]:
+    assert len(delta.ids) == len(delta.logprobs) == len(delta.top_logprobs), delta
+    assert all(len(top.tokens) == 3 and top.tokens[0].logprob >= top.tokens[2].logprob for top in delta.top_logprobs), delta
+
 try:
     list(call("Generate", chat=chat, sampling={"temperature": -1}))
 except grpc.RpcError as error:

@@ -31,6 +31,36 @@ assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0, "the prompt's w
 reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
 assert reasons[:-1] == [None] * (len(reasons) - 1) and reasons[-1] == choice.finish_reason, reasons
 
+# Alternatives: greedily the best one is drawn. They change nothing, nor do they depend on what else is asked for.
+top = client.chat.completions.create(**greedy, logprobs=True, top_logprobs=20).choices[0]
+assert top.message.content == choice.message.content
+for token, plain in zip(top.logprobs.content, choice.logprobs.content, strict=True):
+    logprobs = [other.logprob for other in token.top_logprobs]
+    assert len(logprobs) == 20 and logprobs == sorted(logprobs, reverse=True), token
+    assert (token.top_logprobs[0].token, token.top_logprobs[0].logprob) == (token.token, token.logprob), token
+    assert (token.token, token.logprob, bytes(token.bytes)) == (plain.token, plain.logprob, bytes(plain.bytes)), token
+streamed = [chunk for chunk in client.chat.completions.create(**greedy, logprobs=True, top_logprobs=2, stream=True) if chunk.choices]
+listed = [token for chunk in streamed if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
+assert [token.logprob for token in listed] == [token.logprob for token in top.logprobs.content]
+assert [len(token.top_logprobs) for token in listed] == [2] * len(listed)
+
+# Penalties: what has been drawn is drawn less often.
+def repeated(**asked):
+    request = dict(model=models[0].id, prompt="one two one two one two one two", temperature=0, max_tokens=40, logprobs=0)
+    answer = client.completions.create(**request, **asked)
+    tokens = answer.choices[0].logprobs.tokens
+    return len(tokens) - len(set(tokens))
+
+
+assert repeated(presence_penalty=2, frequency_penalty=2) < repeated()
+assert repeated(extra_body={"repetition_penalty": 1.5}) < repeated()
+
+# Bias: a favoured token is all that is drawn, in spite of its own log-probability.
+favoured = client.completions.create(model=models[0].id, prompt="Once", max_tokens=5, logit_bias={"40": 100}, logprobs=3).choices[0].logprobs
+assert len(favoured.tokens) == 5 and len(set(favoured.tokens)) == 1, favoured
+for token, logprob, others in zip(favoured.tokens, favoured.token_logprobs, favoured.top_logprobs, strict=True):
+    assert 3 <= len(others) <= 4 and others[token] == logprob, others
+
 # A seed fixes a sampled answer; another seed gives another.
 sampled = dict(model=models[0].id, messages=messages, temperature=1.2, max_completion_tokens=24)
 answers = [client.chat.completions.create(**sampled, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
@@ -92,6 +122,14 @@ refused(openai.BadRequestError, "NOT_BUILT", tools=[{"type": "function", "functi
 refused(openai.BadRequestError, "INVALID_FIELD", n=17)
 refused(openai.BadRequestError, "NOT_BUILT", n=2, extra_body={"best_of": 3})
 refused(openai.BadRequestError, "INVALID_FIELD", temperature=-1)
+refused(openai.BadRequestError, "INVALID_FIELD", top_logprobs=3)
+refused(openai.BadRequestError, "INVALID_FIELD", logprobs=True, top_logprobs=21)
+refused(openai.BadRequestError, "INVALID_FIELD", presence_penalty=2.5)
+refused(openai.BadRequestError, "INVALID_FIELD", frequency_penalty=-2.5)
+refused(openai.BadRequestError, "INVALID_FIELD", extra_body={"repetition_penalty": 0})
+refused(openai.BadRequestError, "INVALID_FIELD", logit_bias={"1": 101})
+refused(openai.BadRequestError, "INVALID_FIELD", logit_bias={"one": 1})
+refused(openai.BadRequestError, "TOKEN_OUT_OF_VOCABULARY", logit_bias={"50000": 1})
 refused(openai.BadRequestError, "UNKNOWN_FIELD", extra_body={"frobnicate": 1})
 refused(openai.NotFoundError, "UNKNOWN_MODEL", model="gpt-5")
 

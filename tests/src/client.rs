@@ -5,7 +5,8 @@ use std::time::Duration;
 use baton_proto::v1::generate_event::Event;
 use baton_proto::v1::generation_client::GenerationClient;
 use baton_proto::v1::{
-    Finished, GenerateEvent, GenerateRequest, Output, Sampling, Started, Stopping, TokenIds, generate_request::Input,
+    Finished, GenerateEvent, GenerateRequest, Output, Sampling, Started, Stopping, TokenIds, TopLogprobs,
+    generate_request::Input,
 };
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -24,6 +25,8 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// Log-probabilities as bits, so that equality means equality.
     pub logprobs: Vec<u32>,
+    /// Of each token the alternatives, with the bits of their log-probabilities, where they were asked for.
+    pub top_logprobs: Vec<Vec<(u32, u32)>>,
     /// Text.
     pub text: String,
     /// The last event.
@@ -66,6 +69,18 @@ pub fn sampled(prompt: &[u32], max_tokens: u32, seed: u64) -> GenerateRequest {
         }),
         ..greedy(prompt, max_tokens)
     }
+}
+
+/// The same with every penalty, a bias against ids 0 to 9, and as many alternatives as there may be.
+pub fn penalised(prompt: &[u32], max_tokens: u32, seed: u64) -> GenerateRequest {
+    let mut request = sampled(prompt, max_tokens, seed);
+    let sampling = request.sampling.get_or_insert_default();
+    sampling.repetition_penalty = Some(1.2);
+    sampling.presence_penalty = Some(0.5);
+    sampling.frequency_penalty = Some(0.25);
+    sampling.logit_bias = (0..10).map(|id| (id, -100.0)).collect();
+    request.output.get_or_insert_default().top_logprobs = Some(20);
+    request
 }
 
 /// Asks for text: `prompt` as it is.
@@ -123,6 +138,13 @@ pub async fn choices(client: &mut GenerationClient<Channel>, request: GenerateRe
                 answer
                     .logprobs
                     .extend(delta.logprobs.iter().map(|value| value.to_bits()));
+                let pairs = |top: TopLogprobs| {
+                    top.tokens
+                        .iter()
+                        .map(|token| (token.id, token.logprob.to_bits()))
+                        .collect()
+                };
+                answer.top_logprobs.extend(delta.top_logprobs.into_iter().map(pairs));
                 answer.text.push_str(&delta.text);
             }
             Event::Finished(finished) => {

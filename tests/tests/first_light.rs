@@ -5,6 +5,7 @@ mod reference;
 use std::time::Duration;
 
 use baton_proto::v1::{DetokenizeRequest, FinishReason, ListModelsRequest, TokenizeRequest, tokenize_request};
+use baton_scheduler::SamplingParams;
 use baton_tests::{Cluster, ClusterOptions, Role, client, http, leak};
 use reference::Reference;
 
@@ -72,6 +73,55 @@ async fn handed_over_equals_local_bit_for_bit() {
     }
     cluster.assert_idle(IDLE);
     cluster.assert_healthy();
+}
+
+/// As [`client::penalised`].
+fn penalised(seed: u64) -> SamplingParams {
+    SamplingParams {
+        temperature: 0.9,
+        top_k: 50,
+        top_p: 0.95,
+        seed,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.25,
+        logit_bias: (0..10).map(|id| (id, -100.0)).collect(),
+        top_logprobs: 20,
+        ..SamplingParams::greedy()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn penalties_bias_and_alternatives_are_the_same_handed_over_and_local() {
+    let mut reference = Reference::open();
+    let cases: Vec<_> = [(33, 24, 1), (70, 1, 2), (64, 24, 3)]
+        .into_iter()
+        .map(|(length, output, seed)| {
+            let prompt = reference.prompt(STORY, length);
+            let expected = reference.run_with(&prompt, output, penalised(seed));
+            let unpenalised = reference.run(&prompt, output, Some(seed));
+            assert!(output == 1 || expected.ids != unpenalised.ids, "penalties count");
+            (prompt, output, seed, expected)
+        })
+        .collect();
+    for prefill in [1, 0] {
+        let mut cluster = Cluster::start(ClusterOptions {
+            prefill,
+            ..ClusterOptions::default()
+        });
+        let mut api = client::connect(&cluster).await;
+        for (prompt, output, seed, expected) in &cases {
+            let request = client::penalised(prompt, *output, *seed);
+            let answer = client::run(&mut api, request).await.expect("an answer");
+            let what = format!("{prefill} prefill nodes, a prompt of {}", prompt.len());
+            assert_eq!(answer.ids, expected.ids, "{what}");
+            assert_eq!(answer.logprobs, expected.logprobs, "{what}");
+            assert_eq!(answer.top_logprobs, expected.top_logprobs, "{what}");
+            assert!(answer.top_logprobs.iter().all(|top| top.len() == 20));
+        }
+        cluster.assert_idle(IDLE);
+        cluster.assert_healthy();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,8 @@ pub(crate) struct Expected {
     pub(crate) ids: Vec<u32>,
     /// Log-probabilities as bits.
     pub(crate) logprobs: Vec<u32>,
+    /// Of each token the alternatives, if any, likewise.
+    pub(crate) top_logprobs: Vec<Vec<(u32, u32)>>,
 }
 
 impl Reference {
@@ -47,7 +49,7 @@ impl Reference {
         ids[..length].to_vec()
     }
 
-    /// The whole prompt in one step, then one token a step. `seed`: as [`baton_tests::client::sampled`]; none: greedy.
+    /// `seed`: as [`baton_tests::client::sampled`]; none: greedy.
     pub(crate) fn run(&mut self, prompt: &[u32], output: u32, seed: Option<u64>) -> Expected {
         self.choice(prompt, output, seed, 0)
     }
@@ -62,10 +64,17 @@ impl Reference {
             choice,
             ..SamplingParams::greedy()
         });
+        self.run_with(prompt, output, params)
+    }
+
+    /// The whole prompt in one step, then one token a step.
+    pub(crate) fn run_with(&mut self, prompt: &[u32], output: u32, params: SamplingParams) -> Expected {
         let mut expected = Expected {
             ids: Vec::new(),
             logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
         };
+        let mut history = prompt.to_vec();
         let (mut context, mut rows) = (0, prompt.to_vec());
         for index in 0..output {
             let end = context + rows.len();
@@ -75,19 +84,28 @@ impl Reference {
                 rows: 0..rows.len(),
                 context,
                 table: 0..tables.len(),
-                sample: Some(Sample::new(params.clone(), index)),
+                sample: Some(Sample {
+                    history: 0..history.len(),
+                    ..Sample::new(params.clone(), index)
+                }),
             };
             let plan = StepPlan {
                 tokens: rows,
                 spans: vec![span],
                 tables,
-                ..StepPlan::default()
+                history: history.clone(),
             };
             let mut out = StepOutput::default();
             self.engine.step(&plan, &mut out).expect("a step");
-            expected.ids.push(out.sampled[0].token);
-            expected.logprobs.push(out.sampled[0].logprob.to_bits());
-            (context, rows) = (end, vec![out.sampled[0].token]);
+            let sampled = out.sampled[0];
+            expected.ids.push(sampled.token);
+            expected.logprobs.push(sampled.logprob.to_bits());
+            let alternatives = sampled.alternatives.iter();
+            expected
+                .top_logprobs
+                .push(alternatives.map(|&(id, logprob)| (id, logprob.to_bits())).collect());
+            history.push(sampled.token);
+            (context, rows) = (end, vec![sampled.token]);
         }
         expected
     }
