@@ -16,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hf_hub::{
@@ -40,6 +40,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often one file is tried again where its download stopped; the crate then tries once more, in vain.
 const RETRIES: usize = 3;
+/// Another process that downloads the same file is waited for so long.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(1_800);
 const HASH_CHUNK_BYTES: usize = 1 << 20;
 
 /// What of a directory is needed. A GGUF file is always needed whole.
@@ -284,14 +286,22 @@ impl Fetch {
         let bar = Progress::bytes(&format!("downloading {}", self.name), total);
         let mut before = 0;
         let got = missing.iter().try_for_each(|file| {
-            let arriving = Arriving {
-                bar: bar.clone(),
-                before,
-                done: 0,
-                beats: self.beats.clone(),
+            let deadline = Instant::now() + OTHERS_TIMEOUT;
+            let got = loop {
+                let arriving = Arriving {
+                    bar: bar.clone(),
+                    before,
+                    done: 0,
+                    beats: self.beats.clone(),
+                };
+                match self.get(api, repo, snapshot, commit, file, arriving) {
+                    // The crate has waited some seconds.
+                    Err(HubError::Busy { .. }) if Instant::now() < deadline => self.beat(),
+                    got => break got,
+                }
             };
             before += file.size.unwrap_or(0);
-            self.get(api, repo, snapshot, commit, file, arriving)
+            got
         });
         bar.done();
         got

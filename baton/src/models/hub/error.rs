@@ -57,7 +57,7 @@ pub(crate) enum HubError {
     DiskFull { path: PathBuf },
     #[error("cannot write to {}: {source}; HF_HOME sets another place", path.display())]
     Cache { path: PathBuf, source: io::Error },
-    #[error("another process downloads {file}: wait for it, and try again")]
+    #[error("another process has been downloading {file} for too long: see to it, and try again")]
     Busy { file: String },
     #[error("the download failed: {0}")]
     Panicked(String),

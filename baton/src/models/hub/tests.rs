@@ -14,7 +14,7 @@ use axum::{
 use futures_util::StreamExt;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::*;
 
@@ -34,6 +34,8 @@ struct Mock {
     status: Option<u16>,
     /// Files asked for, ranges of one byte apart.
     downloads: AtomicUsize,
+    /// Ranges of one byte asked for, which tell a file's length.
+    probes: watch::Sender<usize>,
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -101,7 +103,9 @@ impl Mock {
         let end = end.parse().map_or(size, |last: usize| last + 1);
         let mut body = bytes[start..end].to_vec();
         let length = body.len();
-        if end == size && (start, size) != (0, 1) {
+        if end == 1 {
+            self.probes.send_modify(|probes| *probes += 1);
+        } else {
             self.downloads.fetch_add(1, Ordering::Relaxed);
             let mut breaks = self.breaks.lock().expect("unpoisoned");
             if let Some((at, left)) = breaks.as_mut().filter(|(at, left)| *left > 0 && body.len() > *at) {
@@ -379,6 +383,26 @@ async fn what_is_left_of_an_interrupted_process_does_no_harm() {
     setup.model("org/name", Parts::Text).await.expect("text");
     assert_eq!(setup.downloads(), 0);
     check_files(&setup, &directory);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_waits_for_the_first() {
+    let setup = Setup::new(Mock::model()).await;
+    let bytes = &setup.mock.files["small/m.gguf"];
+    let blobs = setup.hub.cache.join("models--org--name/blobs");
+    fs::create_dir_all(&blobs).expect("makes");
+    let blob = blobs.join(sha256(bytes));
+    let lock = File::create(blob.with_extension("lock")).expect("a lock");
+    lock.lock().expect("locks");
+    let mut probes = setup.mock.probes.subscribe();
+    let first = async {
+        // An attempt asks twice: this is the next one.
+        probes.wait_for(|probes| *probes > 2).await.expect("asks again");
+        fs::write(&blob, bytes).expect("writes");
+    };
+    let (gguf, ()) = tokio::join!(setup.model("org/name/small/m.gguf", Parts::All), first);
+    assert_eq!(&fs::read(gguf.expect("a file")).expect("reads"), bytes);
+    assert_eq!(setup.downloads(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
