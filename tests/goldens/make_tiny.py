@@ -75,6 +75,11 @@ def bf16_kv(module, query, key, value, *args, **kwargs):
     return eager_attention_forward(module, query, key, value, *args, **kwargs)
 
 
+def bf16_activations(module, args):
+    """What a matrix stored as bf16 is multiplied with, rounded as Baton rounds it."""
+    return tuple(x.to(torch.bfloat16).to(x.dtype) for x in args)
+
+
 def tokenizer():
     """GPT-2's byte-level BPE with few merges, and three control tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -112,15 +117,19 @@ def write_checkpoint(seed, name):
 
 def cases(name, prompts, **config):
     """Logits after each prompt, in f32, of a checkpoint as it is read back: a model that was rounded in memory has RoPE frequencies that were, too."""
-    _, architecture, _, _ = CHECKPOINTS[name]
+    _, architecture, stored, _ = CHECKPOINTS[name]
     model = architecture.from_pretrained(TINY / name, dtype=torch.float32, **config).eval()
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)] if stored == torch.bfloat16 else []
     for prompt in prompts:
         case = {"prompt": prompt}
-        for field, attention in (("f32", "eager"), ("bf16_kv", "bf16_kv")):
+        for field, attention, rounded in (("f32", "eager", []), ("rounded", "bf16_kv", linears)):
             model.set_attn_implementation(attention)
+            hooks = [module.register_forward_pre_hook(bf16_activations) for module in rounded]
             with torch.inference_mode():
                 logits = model(torch.tensor([prompt])).logits[0, -1]
             case[field] = [round(x, 6) for x in logits.tolist()]
+            for hook in hooks:
+                hook.remove()
         yield case
 
 

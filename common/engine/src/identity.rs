@@ -1,6 +1,6 @@
 //! What the KV of a model file means: the digest that two engines must share.
 
-use baton_gguf::Tensor;
+use baton_gguf::{Tensor, TensorType};
 use baton_kv::{IdentityBuilder, KvDtype, KvIdentity};
 
 use crate::{
@@ -13,11 +13,24 @@ use crate::{
 /// The kernels' family, its version, the KV tile, attention's partition, and the virtual lanes. Every change of a result's bits needs a new one.
 pub const NUMERICS_CLASS: &str = "cpu-int-v2 tile32 partition256 lanes16";
 
+/// What is added to it for models with matrices of bf16, whose products are defined apart. They alone change with it.
+pub const BF16_CLASS: &str = "bf16-v1";
+
 /// How [`weights`] makes its digest. Every change needs a new one: digests of files are remembered.
 pub(crate) const WEIGHTS_DIGEST: &str = "blake3 of names, shapes, types and blake3s v1";
 
-/// The identity of the KV of a model of these `weights`, as computed by the CPU's integer path.
-pub(crate) fn of_model(config: &ModelConfig, weights: &blake3::Hash) -> KvIdentity {
+/// The numerics of a model with these tensors.
+fn numerics(tensors: &[Tensor<'_>]) -> String {
+    let bf16 = |tensor: &Tensor<'_>| tensor.dtype == TensorType::Bf16 && tensor.rows > 1;
+    if tensors.iter().any(bf16) {
+        format!("{NUMERICS_CLASS} {BF16_CLASS}")
+    } else {
+        NUMERICS_CLASS.into()
+    }
+}
+
+/// The identity of the KV of a model of these `tensors`, whose digest is `weights`, as computed by the CPU backend.
+pub(crate) fn of_model(config: &ModelConfig, tensors: &[Tensor<'_>], weights: &blake3::Hash) -> KvIdentity {
     let shape = &config.attention;
     let number = |value: usize| (value as u64).to_le_bytes();
     let dtype = match KvDtype::Bf16 {
@@ -44,7 +57,7 @@ pub(crate) fn of_model(config: &ModelConfig, weights: &blake3::Hash) -> KvIdenti
         .field("epsilon", &config.epsilon.to_bits().to_le_bytes())
         .field("weights", weights.as_bytes())
         .field("kv_dtype", dtype.as_bytes())
-        .field("numerics", NUMERICS_CLASS.as_bytes())
+        .field("numerics", numerics(tensors).as_bytes())
         .finish()
 }
 
@@ -95,6 +108,21 @@ mod tests {
     use baton_gguf::{Gguf, GgufWriter};
 
     use super::*;
+
+    #[test]
+    fn only_matrices_of_bf16_are_of_its_class() {
+        let tensor = |rows, dtype| Tensor {
+            name: "t",
+            rows,
+            columns: 32,
+            dtype,
+            bytes: &[],
+        };
+        let [matrix, vector] = [2, 1].map(|rows| tensor(rows, TensorType::Bf16));
+        let other = tensor(2, TensorType::F16);
+        assert_eq!(numerics(&[other, vector]), NUMERICS_CLASS);
+        assert_eq!(numerics(&[other, matrix]), format!("{NUMERICS_CLASS} {BF16_CLASS}"));
+    }
 
     /// Whoever changes how the digest is made must name the new way, or digests made in the old one would be remembered.
     #[test]

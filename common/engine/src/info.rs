@@ -47,7 +47,11 @@ impl ModelSummary {
             parameters: checkpoint.parameters(),
             file_bytes: checkpoint.file_bytes(),
             kv_token_bytes: config.layout(BLOCK_TOKENS).token_bytes(),
-            identity: identity::of_model(&config, &identity::weights(&checkpoint, threads, &|_| {})),
+            identity: identity::of_model(
+                &config,
+                &checkpoint.tensors(),
+                &identity::weights(&checkpoint, threads, &|_| {}),
+            ),
             config,
         })
     }

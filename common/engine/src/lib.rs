@@ -30,7 +30,7 @@ pub mod simulated;
 pub use config::{Architecture, ConfigError, ModelConfig};
 pub use cpu::Isa;
 pub use engine::{Engine, ModelSpec, StepError};
-pub use identity::NUMERICS_CLASS;
+pub use identity::{BF16_CLASS, NUMERICS_CLASS};
 pub use info::ModelSummary;
 pub use llama::LlamaEngine;
 pub use open::{BLOCK_TOKENS, EngineOptions, OpenError, Source, open, open_file};

@@ -202,7 +202,7 @@ pub fn open_file(
 
     let cache = options.panel_cache.as_deref().map(PanelCache::new);
     let weights = weights_digest(&checkpoint, path, cache.as_ref(), options.threads, progress);
-    let identity = identity::of_model(&config, &weights);
+    let identity = identity::of_model(&config, &tensors, &weights);
     let limits = LlamaLimits {
         threads: options.threads,
         isa: options.isa,

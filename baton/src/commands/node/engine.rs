@@ -21,7 +21,7 @@ pub(super) struct EngineArgs {
     /// Compute nothing: take as long as a cost model says, and answer with derived tokens; name and vocabulary are those of the model file
     #[arg(long, env = "BATON_SIMULATED")]
     simulated: bool,
-    /// Instruction set of the kernels: portable, avx2 or avx512; all give the same bits, so leave it out but for tests and measurements [default: the fastest that this CPU has]
+    /// Instruction set of the kernels: portable, avx2, avx512 or avx512bf16; all give the same bits, so leave it out but for tests and measurements [default: the fastest that this CPU has]
     #[arg(long, env = "BATON_ISA", value_name = "SET")]
     isa: Option<Isa>,
     #[command(flatten)]

@@ -3,7 +3,9 @@
 //! A tile of R rows is one run of memory, so that a kernel walks it with a single pointer:
 //! - for quantised matrices, per group of 32 of k, words of four bytes: `[8][R]` of four int8 each, then `[R]` of each of a group's numbers, in the order
 //!   of [`Group`]'s fields;
-//! - for matrices of floats: `[k][R]` of f32.
+//! - for matrices of floats: `[k][R]` of f32;
+//! - for matrices of bf16, k rounded up to pairs, with a zero: `[k / 2][R]` words of two bf16, the even k in the low half, for `vdpbf16ps`; for other
+//!   instructions the same numbers as `[k][R]` of f32.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -11,7 +13,7 @@ use std::ops::Range;
 use super::{
     alloc::{Aligned, OutOfMemory},
     isa::Isa,
-    rows::{GROUP, Group, interleave, interleave_groups, quantise},
+    rows::{GROUP, Group, interleave, interleave_bf16, interleave_groups, narrow_activations, quantise},
 };
 
 /// Most rows of a tile.
@@ -49,28 +51,30 @@ pub(super) fn tile_start(tile: usize, rows: usize) -> usize {
     tile.min(full) * TILE_ROWS + tile.saturating_sub(full) * REST_ROWS
 }
 
-/// The two forms of a row.
+/// The forms of a row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Form {
     Quantised,
     Float,
+    Bf16,
 }
 
 impl Form {
-    pub(super) const ALL: [Self; 2] = [Self::Quantised, Self::Float];
+    pub(super) const ALL: [Self; 3] = [Self::Quantised, Self::Float, Self::Bf16];
 
-    /// Words of one row of a matrix with `k` columns.
+    /// Room for one row of a matrix with `k` columns, words.
     pub(super) fn row_words(self, k: usize) -> usize {
         match self {
             Self::Quantised => k / GROUP * PACKED_WORDS,
             Self::Float => k,
+            Self::Bf16 => k.next_multiple_of(2),
         }
     }
 }
 
-/// Memory for the activations of one matrix at a time, in either form.
+/// Memory for the activations of one matrix at a time, in any form.
 pub(super) struct Activations {
-    forms: [Aligned<u32>; 2],
+    forms: [Aligned<u32>; 3],
 }
 
 /// Columns that are packed at once.
@@ -80,6 +84,7 @@ pub(super) const PACK_COLUMNS: usize = 192;
 pub(super) struct PackScratch {
     bytes: [[i8; PACK_COLUMNS]; TILE_ROWS],
     groups: [[Group; PACK_COLUMNS / GROUP]; TILE_ROWS],
+    halves: [[u16; PACK_COLUMNS]; TILE_ROWS],
 }
 
 impl PackScratch {
@@ -87,6 +92,7 @@ impl PackScratch {
         Self {
             bytes: [[0; PACK_COLUMNS]; TILE_ROWS],
             groups: [[Group::ZERO; PACK_COLUMNS / GROUP]; TILE_ROWS],
+            halves: [[0; PACK_COLUMNS]; TILE_ROWS],
         }
     }
 }
@@ -94,10 +100,10 @@ impl PackScratch {
 impl Activations {
     /// For `rows` rows of at most `max_k(form)` numbers.
     pub(super) fn new(rows: usize, max_k: impl Fn(Form) -> usize) -> Result<Self, OutOfMemory> {
-        let [quantised, floats] =
+        let [quantised, floats, bf16] =
             Form::ALL.map(|form| Aligned::zeroed(rows.saturating_mul(form.row_words(max_k(form)))));
         Ok(Self {
-            forms: [quantised?, floats?],
+            forms: [quantised?, floats?, bf16?],
         })
     }
 
@@ -130,7 +136,11 @@ impl Activations {
     ) {
         let tile_rows = x.len();
         let tile = self.tile(form, first, tile_rows, k);
+        // Of bf16, unless two share a word.
+        let apart = isa != Isa::Avx512Bf16;
         let (start, len) = match form {
+            Form::Bf16 if apart => (columns.start, columns.len().next_multiple_of(2)),
+            Form::Bf16 => (columns.start / 2, columns.len().div_ceil(2)),
             Form::Float => (columns.start, columns.len()),
             Form::Quantised => (
                 columns.start / GROUP * PACKED_WORDS,
@@ -145,8 +155,17 @@ impl Activations {
         let out = unsafe { std::slice::from_raw_parts_mut(tile.add(start * tile_rows), len * tile_rows) };
         match form {
             Form::Float => interleave(isa, x, columns, out),
+            Form::Bf16 => {
+                let halves = &mut scratch.halves[..tile_rows];
+                for (x, halves) in x.iter().zip(&mut *halves) {
+                    narrow_activations(isa, &x[columns.clone()], halves);
+                    // The last of an odd number is paired with zero.
+                    halves[columns.len()..].iter_mut().take(1).for_each(|half| *half = 0);
+                }
+                interleave_bf16(isa, halves, apart, out);
+            }
             Form::Quantised => {
-                let PackScratch { bytes, groups } = scratch;
+                let PackScratch { bytes, groups, .. } = scratch;
                 let len = columns.len();
                 for ((x, bytes), groups) in x.iter().zip(&mut *bytes).zip(&mut *groups) {
                     quantise(isa, &x[columns.clone()], &mut bytes[..len], &mut groups[..len / GROUP]);

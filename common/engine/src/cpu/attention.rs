@@ -204,7 +204,7 @@ pub(super) type StepFn = unsafe fn(&TileStep);
 pub(super) fn step_fn(isa: Isa) -> StepFn {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::step,
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::step,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::step,
         _ => portable::step,

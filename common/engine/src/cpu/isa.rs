@@ -2,6 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
+#[cfg(target_arch = "x86_64")]
+use super::linear;
+
 /// Instruction set of the kernels. All give the same bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Isa {
@@ -11,6 +14,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// As [`Avx512`](Self::Avx512), with matrices of bf16 multiplied by `vdpbf16ps`. On Intel's CPUs that is the slower way, and must be asked for.
+    Avx512Bf16,
 }
 
 /// The CPU lacks the instruction set that was asked for, or the name is none.
@@ -19,18 +24,19 @@ pub enum UnsupportedIsa {
     /// This CPU does not have it.
     #[error("this CPU has no {0} (it has {1})")]
     Missing(Isa, Isa),
-    /// Not one of `portable`, `avx2`, `avx512`.
-    #[error("no instruction set is called '{0}' (portable, avx2, avx512 are)")]
+    /// Not one of `portable`, `avx2`, `avx512`, `avx512bf16`.
+    #[error("no instruction set is called '{0}' (portable, avx2, avx512, avx512bf16 are)")]
     Unknown(String),
 }
 
 impl Isa {
-    /// All, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    /// All, slowest first, of a CPU where the last is of use.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
     /// The fastest that this CPU has.
     pub fn detect() -> Self {
-        *Self::ALL.iter().rfind(|isa| isa.available()).unwrap_or(&Isa::Portable)
+        let fast = |isa: &&Isa| isa.available() && (**isa != Isa::Avx512Bf16 || bf16_dots_are_fast());
+        *Self::ALL.iter().rfind(fast).unwrap_or(&Isa::Portable)
     }
 
     /// Whether this CPU has it.
@@ -50,8 +56,15 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                // SAFETY: the CPU has what `bf16_dots_hold` wants.
+                #[allow(unsafe_code)]
+                let holds = || unsafe { linear::bf16_dots_hold() };
+                Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16") && holds()
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
         }
     }
 
@@ -65,12 +78,28 @@ impl Isa {
     }
 }
 
+/// Whether `vdpbf16ps` is faster than two fma. By published tables it makes twice as many products on AMD's CPUs that have it (Zen 4 and 5); on Intel's,
+/// half as many were measured (Emerald Rapids). See ADR 7.
+fn bf16_dots_are_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx]
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            == b"AuthenticAMD"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         })
     }
 }

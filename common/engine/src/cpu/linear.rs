@@ -3,7 +3,14 @@
 //! Per output and group of 32, in ascending k: an exact integer dot product, then `acc = fma(w_scale * a_scale, dot, acc)` and, for types with a
 //! minimum, `acc = fma(±w_min, a_scale * a_sum, acc)`. The K types' `w_scale` and `w_min` are the super-block's f16 times the group's factor, which f32
 //! holds exactly. Q6_K's two factors are integers, and `dot = factor[0] * dot(first half) + factor[1] * dot(second half)` stays an integer, below 2^24.
-//! Floats, bf16 widened: `acc = fma(w, x, acc)` in ascending k. The row count changes nothing of that.
+//! Floats: `acc = fma(w, x, acc)` in ascending k. The row count changes nothing of that.
+//!
+//! bf16 is a class of its own, that of `vdpbf16ps`. Activations are rounded to bf16, nearest even; then those below 2^-60 are taken as 0, and weights below
+//! 2^-40, too. For each pair of k, ascending, `acc = fma(w_odd, x_odd, acc)`, and then the same of the even one; an odd k has zero for a partner. That is
+//! what the instruction does, but that it takes subnormal numbers as 0, and gives 0 for them: here there are none. bf16 has eight digits, so a weight is a
+//! multiple of 2^-47, an activation of 2^-67, and a product, which f32 holds exactly, of 2^-114. A sum of such multiples is one, rounded or not: it is 0, or
+//! at least 2^-114, where f32's normal numbers begin at 2^-126. Thus whether there is a CPU with that instruction makes no difference to any bit, nor, below
+//! f32's largest number, whether multiplication and addition are one operation or two.
 
 use super::{
     activations::{GROUP_WORDS, PACKED_WORDS},
@@ -16,6 +23,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::bf16_dots_hold;
 
 /// One panel times some rows.
 #[derive(Clone, Copy)]
@@ -105,7 +115,9 @@ pub(super) type TileFn = unsafe fn(&Tile);
 pub(super) fn tile_fn(isa: Isa, kind: PanelKind, rows: usize) -> TileFn {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::tile_fn(kind, rows),
+        Isa::Avx512Bf16 if kind == PanelKind::Bf16 => avx512::bf16_dot_fn(rows),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::tile_fn(kind, rows),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::tile_fn(kind, rows),
         _ => portable::tile_fn(kind),

@@ -152,6 +152,25 @@ pub(crate) fn to_bf16(x: f32) -> u16 {
     (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 
+/// An activation that meets bf16 weights: to the nearest bf16, and 0 where that is below 2^-60 (why: `linear`).
+#[inline(always)]
+pub(crate) fn bf16_activation(x: f32) -> u16 {
+    without_tiny::<-60>(to_bf16(x))
+}
+
+/// A bf16 weight as it is multiplied: 0 where it is below 2^-40.
+#[inline(always)]
+pub(crate) fn bf16_weight(bits: u16) -> u16 {
+    without_tiny::<-40>(bits)
+}
+
+/// 0 instead of magnitudes below 2^`EXPONENT`. Infinities and NaNs stay.
+#[inline(always)]
+fn without_tiny<const EXPONENT: i32>(bits: u16) -> u16 {
+    let least = ((127 + EXPONENT) as u16) << 7;
+    if bits & 0x7fff < least { 0 } else { bits }
+}
+
 /// From bf16 bits, exact.
 #[inline(always)]
 pub(crate) fn from_bf16(bits: u16) -> f32 {

@@ -2,7 +2,7 @@
 //!
 //! **Architecture invariants**
 //! - Bit-equal on every [`Isa`], for any thread count, batch and chunk: everything is defined on 16 virtual lanes with explicit fma and
-//!   fixed orders of addition; exp, sin and cos are our own. The portable code is the oracle of the other two.
+//!   fixed orders of addition; exp, sin and cos are our own. The portable code is the oracle of the others.
 //! - A row's result never depends on other rows: one panel format and one order for 1 row and for many, no split along k, one attention
 //!   routine for prefill and decode.
 //! - A plan's indices are checked once per step, before any kernel sees them.

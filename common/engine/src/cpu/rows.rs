@@ -4,7 +4,7 @@
 use super::{
     activations::{PACK_COLUMNS, PACKED_WORDS, TILE_ROWS},
     isa::Isa,
-    math::{LANES, ROUND, exp, sin_cos, to_bf16, tree_sum},
+    math::{LANES, ROUND, bf16_activation, exp, sin_cos, to_bf16, tree_sum},
 };
 
 /// Compiles `$body` for each instruction set and picks by `isa`. (Elsewhere `mul_add` would be a call.)
@@ -26,7 +26,7 @@ macro_rules! for_each_isa {
                     // SAFETY: the instruction set in use was checked against the CPU when it was chosen.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
                     Isa::Portable => {}
                 }
             }
@@ -241,6 +241,39 @@ fn interleave_body(x: &[&[f32]], columns: std::ops::Range<usize>, out: &mut [u32
     for (column, out) in columns.zip(out.chunks_exact_mut(x.len())) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = x[column].to_bits();
+        }
+    }
+}
+
+for_each_isa! {
+    /// To bf16, as products with bf16 weights want it (see `linear`).
+    narrow_activations = narrow_activations_body(x: &[f32], out: &mut [u16])
+}
+
+#[inline(always)]
+fn narrow_activations_body(x: &[f32], out: &mut [u16]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = bf16_activation(x);
+    }
+}
+
+for_each_isa! {
+    /// Pairs of columns of rows of bf16, side by side: `[pairs][rows]` of both in one word, the even column in the low half, or, `apart`,
+    /// `[columns][rows]` of f32. As many as `out` has room for.
+    interleave_bf16 = interleave_bf16_body(halves: &[[u16; PACK_COLUMNS]], apart: bool, out: &mut [u32])
+}
+
+#[inline(always)]
+fn interleave_bf16_body(halves: &[[u16; PACK_COLUMNS]], apart: bool, out: &mut [u32]) {
+    let rows = halves.len();
+    for (pair, out) in out.chunks_exact_mut(if apart { 2 * rows } else { rows }).enumerate() {
+        for (r, halves) in halves.iter().enumerate() {
+            let [even, odd] = halves.as_chunks::<2>().0[pair].map(u32::from);
+            if apart {
+                (out[r], out[rows + r]) = (even << 16, odd << 16);
+            } else {
+                out[r] = odd << 16 | even;
+            }
         }
     }
 }

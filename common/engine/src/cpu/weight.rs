@@ -11,7 +11,8 @@
 //! f16 `scale[16]` and `min[16]` and then, per group, two bytes per row, `[2][16]`: the factors of scale and minimum (Q4_K, Q5_K), or of the scale in
 //! either half of the group (Q6_K). Nothing is rounded.
 //!
-//! A panel of floats is `[k][16]` of f32; of bf16, `[k / 2][16]` of words, the even k in the low half, the odd one, or zero after the last, in the high.
+//! A panel of floats is `[k][16]` of f32; of bf16, `[k / 2][16]` of words, the even k in the low half, the odd one, or zero after the last, in the high,
+//! without tiny numbers (why: `linear`).
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -108,7 +109,8 @@ impl PanelKind {
     #[inline(always)]
     pub(super) fn form(self) -> Form {
         match self {
-            Self::Bf16 | Self::F32 => Form::Float,
+            Self::Bf16 => Form::Bf16,
+            Self::F32 => Form::Float,
             _ => Form::Quantised,
         }
     }
@@ -279,7 +281,7 @@ impl Matrix {
         self.segments.iter().any(|segment| segment.kind.form() == form)
     }
 
-    /// Row `row` as f32: what the stored type says, each operation rounded to f32.
+    /// Row `row` as f32: what the stored type says (of bf16 without tiny numbers), each operation rounded to f32.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.n && out.len() == self.k, "row outside the matrix");
         let (segment, panel) = self.panel(row / LANES);

@@ -1,8 +1,11 @@
-//! Matrices as plain arrays, with the numerics contract's int8 activations.
+//! Matrices as plain arrays, with the numerics contract's int8 and bf16 activations.
 
 use baton_gguf::{GROUP, QuantGroup, Tensor, TensorType, dequantize, unpack};
 
-use crate::ConfigError;
+use crate::{
+    ConfigError,
+    cpu::math::{from_bf16, to_bf16},
+};
 
 /// A matrix `[n, k]`.
 pub(super) struct Matrix {
@@ -12,6 +15,8 @@ pub(super) struct Matrix {
 
 enum Numbers {
     Floats(Vec<f32>),
+    /// bf16, widened.
+    Bf16(Vec<f32>),
     /// `quants [n, k]`, `groups [n, k / 32]`: a number is `scale · quant + min`, or `scale · factor of its half · quant`.
     Quantised {
         quants: Vec<i8>,
@@ -70,9 +75,14 @@ impl Matrix {
         for (row, out) in floats.chunks_exact_mut(tensor.columns).enumerate() {
             dequantize(tensor, row, out).map_err(|error| ConfigError::Unsupported(error.to_string()))?;
         }
+        let numbers = if tensor.dtype == TensorType::Bf16 {
+            Numbers::Bf16(floats.into_iter().map(|weight| without_tiny(weight, -40)).collect())
+        } else {
+            Numbers::Floats(floats)
+        };
         Ok(Self {
             k: tensor.columns,
-            numbers: Numbers::Floats(floats),
+            numbers,
         })
     }
 
@@ -80,7 +90,7 @@ impl Matrix {
     pub(super) fn row(&self, index: usize) -> Vec<f32> {
         let range = index * self.k..(index + 1) * self.k;
         match &self.numbers {
-            Numbers::Floats(floats) => floats[range].to_vec(),
+            Numbers::Floats(floats) | Numbers::Bf16(floats) => floats[range].to_vec(),
             Numbers::Quantised { quants, groups } => {
                 let groups = &groups[index * self.k / GROUP..];
                 let number = |(i, &quant): (usize, &i8)| {
@@ -94,7 +104,8 @@ impl Matrix {
         }
     }
 
-    /// The matrix times `x [k]`. Quantised: x becomes int8 per group of 32, and each group adds one exact integer product.
+    /// The matrix times `x [k]`. Quantised: x becomes int8 per group of 32, and each group adds one exact integer product. bf16: x becomes bf16, and of each
+    /// pair of columns the second is added first.
     pub(super) fn times(&self, x: &[f32]) -> Vec<f32> {
         match &self.numbers {
             Numbers::Floats(floats) => floats
@@ -105,6 +116,15 @@ impl Matrix {
                         .fold(0.0f32, |sum, (&weight, &x)| weight.mul_add(x, sum))
                 })
                 .collect(),
+            Numbers::Bf16(weights) => {
+                let x: Vec<f32> = x.iter().map(|&x| without_tiny(from_bf16(to_bf16(x)), -60)).collect();
+                let add = |sum: f32, (weight, x): (&[f32], &[f32])| {
+                    let products = weight.iter().zip(x).rev();
+                    products.fold(sum, |sum, (&weight, &x)| weight.mul_add(x, sum))
+                };
+                let row = |row: &[f32]| row.chunks(2).zip(x.chunks(2)).fold(0.0, add);
+                weights.chunks_exact(self.k).map(row).collect()
+            }
             Numbers::Quantised { quants, groups } => {
                 let x: Vec<Activations> = x.chunks_exact(GROUP).map(Activations::of).collect();
                 let rows = quants.chunks_exact(self.k).zip(groups.chunks_exact(self.k / GROUP));
@@ -112,6 +132,11 @@ impl Matrix {
             }
         }
     }
+}
+
+/// 0 instead of a number below 2^`exponent`.
+fn without_tiny(x: f32, exponent: i32) -> f32 {
+    if x.abs() < 2f32.powi(exponent) { 0.0 } else { x }
 }
 
 fn product(quants: &[i8], groups: &[WeightGroup], x: &[Activations]) -> f32 {

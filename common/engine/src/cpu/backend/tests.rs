@@ -67,14 +67,14 @@ fn small(config: CpuConfig) -> Small {
     let qkv = [
         random(TensorType::Q4_1, 192, WIDTH, 2),
         random(TensorType::Q4_0, 64, WIDTH, 3),
-        random(TensorType::F16, 64, WIDTH, 4),
+        random(TensorType::Bf16, 64, WIDTH, 4),
     ];
     let out = random(TensorType::Q4_0, WIDTH, 192, 5);
     let gate_up = [
         random(TensorType::Q4_1, 160, WIDTH, 6),
         random(TensorType::Q8_0, 160, WIDTH, 7),
     ];
-    let down = random(TensorType::F32, WIDTH, 160, 8);
+    let down = random(TensorType::Bf16, WIDTH, 160, 8);
     let norm = random(TensorType::F32, 1, WIDTH, 9);
     let rows = config.max_rows;
     let small = Small {

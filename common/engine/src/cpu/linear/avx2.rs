@@ -188,7 +188,7 @@ unsafe fn float<const R: usize>(tile: &Tile) {
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn bf16<const R: usize>(tile: &Tile) {
-    // SAFETY: as in `float`; the panel has ceil(k / 2) words per lane.
+    // SAFETY: as in `float`; panel and rows have ceil(k / 2) pairs.
     unsafe {
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); R];
@@ -204,10 +204,8 @@ unsafe fn bf16<const R: usize>(tile: &Tile) {
             };
             for k in (0..tile.k).step_by(2) {
                 let words = _mm256_load_si256(tile.panel.add(k / 2 * LANES * 4 + half * HALF * 4).cast());
+                multiply(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000u32 as i32)), k + 1);
                 multiply(_mm256_slli_epi32(words, 16), k);
-                if k + 1 < tile.k {
-                    multiply(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000u32 as i32)), k + 1);
-                }
             }
             for (r, acc) in acc.into_iter().enumerate() {
                 _mm256_storeu_ps(tile.out.add(r * tile.out_stride + half * HALF), acc);

@@ -97,15 +97,17 @@ unsafe fn float(tile: &Tile) {
 }
 
 unsafe fn bf16(tile: &Tile) {
-    // SAFETY: as in `float`; the panel has ceil(k / 2) words per lane.
+    // SAFETY: as in `float`; panel and rows have ceil(k / 2) pairs.
     unsafe {
-        let panel = std::slice::from_raw_parts(tile.panel.cast::<[[u16; 2]; LANES]>(), tile.k.div_ceil(2));
-        let packed = std::slice::from_raw_parts(tile.packed.cast::<f32>(), tile.k * tile.rows);
+        let pairs = tile.k.div_ceil(2);
+        let panel = std::slice::from_raw_parts(tile.panel.cast::<[[u16; 2]; LANES]>(), pairs);
+        let packed = std::slice::from_raw_parts(tile.packed.cast::<f32>(), 2 * pairs * tile.rows);
         for r in 0..tile.rows {
             let mut acc = [0.0f32; LANES];
-            for (k, rows) in packed.chunks_exact(tile.rows).enumerate() {
-                for (acc, word) in acc.iter_mut().zip(&panel[k / 2]) {
-                    *acc = from_bf16(u16::from_le(word[k % 2])).mul_add(rows[r], *acc);
+            for (words, rows) in panel.iter().zip(packed.chunks_exact(2 * tile.rows)) {
+                for (acc, &[even, odd]) in acc.iter_mut().zip(words) {
+                    *acc = from_bf16(u16::from_le(odd)).mul_add(rows[tile.rows + r], *acc);
+                    *acc = from_bf16(u16::from_le(even)).mul_add(rows[r], *acc);
                 }
             }
             tile.out.add(r * tile.out_stride).cast::<[f32; LANES]>().write(acc);

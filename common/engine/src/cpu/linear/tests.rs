@@ -194,6 +194,10 @@ fn the_oracle_is_the_product() {
                         let scale = rows.groups[(row * k + j) / GROUP].scale;
                         rounding += weight.abs() * f64::from(scale) * 0.5;
                     }
+                    if matrix.takes(Form::Bf16) {
+                        // To the nearest of eight digits.
+                        rounding += (weight * x).abs() / 256.0;
+                    }
                 }
                 let error = (f64::from(got) - wanted).abs();
                 // Float rounding grows with the terms, and Q4_1's two large terms may cancel.
@@ -220,19 +224,115 @@ fn the_oracle_is_the_product() {
     }
 }
 
-/// bf16 computes what its widened weights do, bit for bit.
+/// A product of bf16 by its definition, and of what magnitude a sum has been that was not zero.
+fn bf16_product(weights: &[f32], x: &[f32]) -> (f32, f32) {
+    let without_tiny = |x: f32, exponent: i32| if x.abs() < 2f32.powi(exponent) { 0.0 } else { x };
+    let (mut sum, mut least) = (0.0f32, f32::INFINITY);
+    for pair in 0..x.len().div_ceil(2) {
+        for i in [2 * pair + 1, 2 * pair].into_iter().filter(|&i| i < x.len()) {
+            let weight = without_tiny(weights[i], -40);
+            let x = without_tiny(half::bf16::from_f32(x[i]).to_f32(), -60);
+            let (fused, apart) = (weight.mul_add(x, sum), weight * x + sum);
+            assert_eq!(fused.to_bits(), apart.to_bits(), "the product is not exact");
+            sum = fused;
+            if sum != 0.0 {
+                least = least.min(sum.abs());
+            }
+        }
+    }
+    (sum, least)
+}
+
+/// Every way to compute it, on the grid's finest numbers, far below it, and where all that is left after a large number goes is small.
 #[test]
-fn bf16_is_f32_in_half_the_bytes() {
-    for k in [1, 13, 96] {
-        let narrow = OwnedTensor::random(TensorType::Bf16, 24, k, 4);
-        let values: Vec<f32> = (0..narrow.rows).flat_map(|row| narrow.row(row)).collect();
-        let wide = Matrix::repack(&[OwnedTensor::floats(24, k, &values).tensor()]).unwrap();
-        let narrow = Matrix::repack(&[narrow.tensor()]).unwrap();
-        let rows = rows(3, k);
-        let wanted = multiply(Isa::Portable, &wide, &rows, 0, 3);
-        for isa in isas() {
-            for (got, wanted) in multiply(isa, &narrow, &rows, 0, 3).iter().zip(&wanted) {
-                assert_eq!(bits(got), bits(wanted), "{isa}, {k} columns");
+fn bf16_is_its_definition_and_nothing_is_subnormal() {
+    let mut random = Random::new(8);
+    let (mut smallest, mut zeros) = (f32::INFINITY, 0);
+    // Exponents of weights and of activations; −127 is zero and all that is subnormal.
+    for exponents in [[-41..-38, -62..-58], [-127..-30, -127..-40], [-12..0, -20..3]] {
+        for k in [1, 2, 13, 96, 195, 400] {
+            let mut number = |exponents: &std::ops::Range<i32>| {
+                let exponent = exponents.start + (random.bits() >> 33) as i32 % exponents.len() as i32;
+                let bits = (random.bits() >> 32) as u32 & 0x807f_ffff;
+                f32::from_bits(bits | ((exponent + 127) as u32) << 23)
+            };
+            let mut x: Vec<Vec<f32>> = (0..3)
+                .map(|_| (0..k).map(|_| number(&exponents[1])).collect())
+                .collect();
+            let mut weights: Vec<half::bf16> = (0..24 * k)
+                .map(|_| half::bf16::from_f32(number(&exponents[0])))
+                .collect();
+            // Every product comes once more, with the other sign, after them all.
+            if k % 2 == 0 {
+                for x in &mut x {
+                    let (first, second) = x.split_at_mut(k / 2);
+                    second.copy_from_slice(first);
+                }
+                for row in weights.chunks_exact_mut(k).step_by(2) {
+                    let (first, second) = row.split_at_mut(k / 2);
+                    second
+                        .iter_mut()
+                        .zip(first)
+                        .for_each(|(second, first)| *second = -*first);
+                }
+            }
+            let tensor = OwnedTensor {
+                rows: 24,
+                columns: k,
+                dtype: TensorType::Bf16,
+                bytes: weights.iter().flat_map(|weight| weight.to_le_bytes()).collect(),
+            };
+            let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+            let rows = quantised_rows(x);
+            let expected = rows.x.iter().map(|x| {
+                let row = |row| {
+                    let (sum, least) = bf16_product(&tensor.row(row), x);
+                    smallest = smallest.min(least);
+                    zeros += usize::from(sum == 0.0);
+                    sum
+                };
+                bits(&(0..24).map(row).collect::<Vec<_>>())
+            });
+            let expected: Vec<_> = expected.collect();
+            for isa in isas() {
+                let got: Vec<_> = multiply(isa, &matrix, &rows, 0, 3)
+                    .iter()
+                    .map(|row| bits(row))
+                    .collect();
+                assert_eq!(got, expected, "{isa}, {k} columns, {exponents:?}");
+            }
+        }
+    }
+    assert!(smallest >= 2f32.powi(-114), "{smallest:e}");
+    assert!(
+        smallest < 2f32.powi(-98) && zeros > 0,
+        "{smallest:e}, {zeros} zeros: nothing was tried"
+    );
+}
+
+#[test]
+fn what_is_no_number_stays_none_in_bf16() {
+    for k in [1, 8, 13] {
+        let tensor = OwnedTensor::random(TensorType::Bf16, 16, k, 4);
+        let matrix = Matrix::repack(&[tensor.tensor()]).unwrap();
+        for at in 0..k {
+            for wrong in [
+                f32::NAN,
+                -f32::NAN,
+                f32::INFINITY,
+                f32::NEG_INFINITY,
+                f32::from_bits(0x7f80_0001),
+            ] {
+                let mut x = Random::new(2).floats(k);
+                x[at] = wrong;
+                let rows = quantised_rows(vec![x]);
+                for isa in isas() {
+                    let got = multiply(isa, &matrix, &rows, 0, 1).remove(0);
+                    assert!(
+                        got.iter().all(|x| !x.is_finite()),
+                        "{isa}, {wrong} as {at} of {k}: {got:?}"
+                    );
+                }
             }
         }
     }

@@ -86,3 +86,23 @@ fn bf16_agrees_with_half() {
         assert!(got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan());
     }
 }
+
+#[test]
+fn tiny_activations_are_zero() {
+    let least = 2f32.powi(-60);
+    // Rounding comes first.
+    for (x, kept) in [
+        (least, least),
+        (least.next_down(), least),
+        (least * (1.0 - 1.0 / 256.0), 0.0),
+        (1e-40, 0.0),
+    ] {
+        for sign in [1.0, -1.0] {
+            let got = from_bf16(bf16_activation(sign * x));
+            assert!(
+                got == sign * kept && (kept != 0.0 || got.to_bits() == 0),
+                "{x:e}: {got:e}"
+            );
+        }
+    }
+}

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Version of the panels' bytes: another one whenever they change, or an older cache would be taken for them.
-pub(super) const PANEL_FORMAT: &str = "panels 1";
+pub(super) const PANEL_FORMAT: &str = "panels 2";
 /// About what a thread packs between two looks at the progress display.
 const PIECE_BYTES: usize = 1 << 20;
 

@@ -4,7 +4,10 @@ use baton_gguf::{QuantGroup, TensorType, unpack};
 use half::f16;
 
 use super::{FACTORS, FACTORS_STRIDE, FIFTH_BYTES, PanelKind, PanelShape, SCALE_BYTES, SUPER_GROUPS};
-use crate::cpu::{math::LANES, rows::GROUP};
+use crate::cpu::{
+    math::{LANES, bf16_weight},
+    rows::GROUP,
+};
 
 /// Puts a row into lane `lane` of the panel `out`, where that lane is zero.
 pub(super) fn row(dtype: TensorType, kind: PanelKind, shape: PanelShape, row: &[u8], lane: usize, out: &mut [u8]) {
@@ -14,9 +17,13 @@ pub(super) fn row(dtype: TensorType, kind: PanelKind, shape: PanelShape, row: &[
         TensorType::Bf16 => {
             // The last of an odd number is alone, and the panel zero already.
             let (pairs, last) = row.as_chunks::<4>();
-            words::<4>(pairs.as_flattened(), lane, out, |pair| *pair);
-            if !last.is_empty() {
-                out[(pairs.len() * LANES + lane) * 4..][..last.len()].copy_from_slice(last);
+            let weight = |low: u8, high: u8| bf16_weight(u16::from_le_bytes([low, high])).to_le_bytes();
+            words::<4>(pairs.as_flattened(), lane, out, |&[a, b, c, d]| {
+                let ([a, b], [c, d]) = (weight(a, b), weight(c, d));
+                [a, b, c, d]
+            });
+            if let &[low, high] = last {
+                out[(pairs.len() * LANES + lane) * 4..][..2].copy_from_slice(&weight(low, high));
             }
         }
         TensorType::Q4_0 => blocks::<18>(shape, row, lane, out, 1, 0),

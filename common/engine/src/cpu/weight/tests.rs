@@ -32,6 +32,22 @@ fn bf16_stays_bf16_and_an_odd_row_ends_in_zero() {
 }
 
 #[test]
+fn tiny_bf16_is_zero_and_what_is_no_number_stays() {
+    // Below 2^-40 of either sign, subnormal, and the largest of these; 2^-40, and an infinity and a NaN.
+    let weights: [u16; 9] = [0x8000, 0x0001, 0xab7f, 0x2b7f, 0x2b80, 0xab80, 0xff80, 0x7f81, 0x3f80];
+    let kept: [u16; 9] = [0, 0, 0, 0, 0x2b80, 0xab80, 0xff80, 0x7f81, 0x3f80];
+    let tensor = OwnedTensor {
+        rows: 1,
+        columns: weights.len(),
+        dtype: TensorType::Bf16,
+        bytes: weights.map(u16::to_le_bytes).concat(),
+    };
+    let mut row = vec![1.0; weights.len()];
+    Matrix::repack(&[tensor.tensor()]).unwrap().row(0, &mut row);
+    assert_eq!(bits(&row), kept.map(|bits| u32::from(bits) << 16));
+}
+
+#[test]
 fn stacked_parts_of_different_types_keep_their_rows() {
     let parts = [
         OwnedTensor::random(TensorType::Q4_1, 32, 64, 1),
@@ -97,7 +113,7 @@ fn panels_are_those_of_their_format() {
     assert_eq!(
         (plan::PANEL_FORMAT, hasher.finalize().to_hex().as_str()),
         (
-            "panels 1",
+            "panels 2",
             "a8fff819a3d41253cbaef001ab93a76a949f036990f5aca03658ebd165f29a87"
         )
     );
