@@ -9,7 +9,7 @@ use baton_scheduler::{StepOutput, StepPlan};
 use crate::{
     Engine, ModelConfig, ModelSpec, StepError,
     checkpoint::Checkpoint,
-    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa, LoadError, Loading},
+    cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa, LoadError, Loading, PARTIAL_BYTES},
     decoder::{Arena, Decoder, Layer},
     open::OpenError,
     ops::{QkNorms, QkvPost, Vector, Weight},
@@ -46,11 +46,18 @@ impl ModelConfig {
         }
     }
 
-    /// Bytes of a step's buffers.
-    pub(crate) fn arena_bytes(&self, max_rows: usize, max_sequences: usize) -> u64 {
+    /// Bytes of a step's buffers, at most: values, packed activations in either form, shared partitions, and what sampling works in.
+    pub(crate) fn arena_bytes(&self, max_rows: usize, max_sequences: usize, threads: usize) -> u64 {
         let row: usize = self.row_widths().iter().sum();
         let bytes = |rows: usize, width: usize| (rows as u64).saturating_mul(width as u64 * size_of::<f32>() as u64);
-        bytes(max_rows, row).saturating_add(bytes(max_sequences, self.embedding + self.vocabulary))
+        let widest = self.row_widths().into_iter().max().unwrap_or(0);
+        let activations = bytes(max_rows.max(max_sequences), 2 * widest);
+        let sampling = (threads.min(max_sequences) as u64).saturating_mul(16 * self.vocabulary as u64);
+        bytes(max_rows, row)
+            .saturating_add(bytes(max_sequences, self.embedding + self.vocabulary))
+            .saturating_add(activations)
+            .saturating_add(PARTIAL_BYTES as u64)
+            .saturating_add(sampling)
     }
 
     /// Widths of the buffers of `max_rows` rows, in [`Arena`]'s order.

@@ -196,7 +196,7 @@ pub fn open_file(
     let tensors = checkpoint.tensors();
     let weights = tensors.iter().map(panel_bytes).fold(0, u64::saturating_add);
     check_memory(
-        weights.saturating_add(config.arena_bytes(options.max_rows, options.max_sequences)),
+        weights.saturating_add(config.arena_bytes(options.max_rows, options.max_sequences, options.threads)),
         options.kv_bytes,
     )?;
 

@@ -17,7 +17,7 @@ mod panels;
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -104,8 +104,8 @@ impl PanelCache {
             Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a file of the panel cache is not used");
-                if matches!(error, ReadError::Damaged(_)) {
-                    // One that cannot be deleted is found damaged again.
+                if matches!(error, ReadError::Damaged(_) | ReadError::Io(_)) {
+                    // One that cannot be deleted is found so again.
                     let _ = fs::remove_file(path);
                 }
                 None
@@ -133,7 +133,8 @@ impl PanelCache {
         for (path, _) in self.files(UNFINISHED)? {
             fs::remove_file(path)?;
         }
-        if path.exists() {
+        // Another process has written it meanwhile. One that cannot be used is replaced.
+        if open_own(path).is_ok() {
             return Ok(());
         }
         // Mode 0600; deleted when dropped.
@@ -172,9 +173,13 @@ impl PanelCache {
     }
 }
 
-/// Opens a regular file that only this process's user can have written.
+/// Opens a regular file that only this process's user can have written. Neither follows a link nor waits for a pipe's other end.
 fn open_own(path: &Path) -> Result<File, ReadError> {
-    let file = File::open(path)?;
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)?;
     let metadata = file.metadata()?;
     let own = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0;
     if own && metadata.is_file() {

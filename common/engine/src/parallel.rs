@@ -15,7 +15,12 @@ pub(crate) fn for_each<T>(items: impl IntoIterator<Item = T, IntoIter: Send>, th
         }
     };
     thread::scope(|scope| {
-        (1..threads).for_each(|_| drop(scope.spawn(run)));
+        for _ in 1..threads {
+            // Where the system has no more threads, those that there are do the work.
+            if thread::Builder::new().spawn_scoped(scope, run).is_err() {
+                break;
+            }
+        }
         run();
     });
 }

@@ -19,6 +19,7 @@ mod tensor;
 mod value;
 mod writer;
 
+pub use bytes::open_regular;
 pub use dequantize::{DequantizeError, dequantize};
 pub use error::GgufError;
 pub use file::Gguf;

@@ -32,7 +32,7 @@ pub struct KvLayout {
 }
 
 impl KvLayout {
-    /// Bytes of one head's key (or value) for `tokens` tokens: the longest run that is contiguous for a partial block.
+    /// Bytes of one head's keys (or values) for `tokens` tokens: contiguous where they lie by token.
     pub fn head_bytes(&self, tokens: usize) -> usize {
         tokens * self.head_dim * self.dtype.bytes()
     }

@@ -5,7 +5,6 @@ mod stages;
 mod tokenizer_json;
 
 use std::{
-    fs::File,
     io::{self, Read},
     path::Path,
 };
@@ -224,7 +223,7 @@ fn read(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, TextError> {
         path: path.to_owned(),
         source,
     };
-    let file = match File::open(path) {
+    let file = match baton_gguf::open_regular(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(unreadable)?,
     };

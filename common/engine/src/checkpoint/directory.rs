@@ -5,12 +5,11 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fs::File,
     io::{self, Read},
     path::{Component, Path, PathBuf},
 };
 
-use baton_gguf::{Tensor, TensorType};
+use baton_gguf::{Tensor, TensorType, open_regular};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
@@ -81,7 +80,7 @@ impl Directory {
 
     /// Maps one file of weights and takes in its tensors.
     fn add(&mut self, path: &Path) -> Result<(), OpenError> {
-        let file = File::open(path).map_err(|reason| not_found(path, reason))?;
+        let file = open_regular(path).map_err(|reason| not_found(path, reason))?;
         // SAFETY: the map is private and read-only. Model files are replaced by rename, never written in place; a process that truncates one under
         // us gets us killed (SIGBUS), it cannot make us read outside the map.
         let map = unsafe { Mmap::map(&file) }.map_err(|reason| not_found(path, reason))?;
@@ -243,7 +242,7 @@ fn is_file_name(name: &str) -> bool {
 fn read_json(path: &Path, limit: u64) -> Result<Map<String, Value>, OpenError> {
     let read = || -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
-        File::open(path)?.take(limit + 1).read_to_end(&mut text)?;
+        open_regular(path)?.take(limit + 1).read_to_end(&mut text)?;
         Ok(text)
     };
     let text = read().map_err(|reason| not_found(path, reason))?;

@@ -35,87 +35,110 @@ impl Piece<'_> {
     }
 }
 
+/// How attention of a step is cut into pieces.
+struct Cut<'a> {
+    layer: usize,
+    tiles: &'a [RowTile],
+    /// Query heads of a KV head.
+    group: usize,
+    /// Parts of a group, nearly equal.
+    parts: usize,
+    /// Pieces of a row tile.
+    pairs: usize,
+}
+
+impl<'a> Cut<'a> {
+    fn piece(&self, item: usize) -> Piece<'a> {
+        let (kv_head, part) = (item % self.pairs / self.parts, item % self.parts);
+        let heads = part * self.group / self.parts..(part + 1) * self.group / self.parts;
+        Piece {
+            layer: self.layer,
+            tile: &self.tiles[item / self.pairs],
+            kv_head,
+            head: kv_head * self.group + heads.start,
+            heads: heads.len(),
+        }
+    }
+
+    fn items(&self) -> usize {
+        self.tiles.len() * self.pairs
+    }
+}
+
 impl CpuOps<'_> {
     /// [`Ops::attention`](crate::ops::Ops::attention) without its checks.
     pub(super) fn attend(&mut self, layer: usize, qkv: Buffer, out: Buffer) {
         let (core, places) = (self.core, self.places);
         let shape = &core.config.shape;
         let group = shape.heads / shape.kv_heads;
-        // Query heads of a KV head in parts of at most STEP_QUERIES, nearly equal.
         let parts = group.div_ceil(STEP_QUERIES);
-        let pairs = shape.kv_heads * parts;
-        let items = places.tiles.len() * pairs;
-        let piece = |item: usize| {
-            let (kv_head, part) = (item % pairs / parts, item % parts);
-            let heads = part * group / parts..(part + 1) * group / parts;
-            Piece {
-                layer,
-                tile: &places.tiles[item / pairs],
-                kv_head,
-                head: kv_head * group + heads.start,
-                heads: heads.len(),
-            }
+        let cut = Cut {
+            layer,
+            tiles: &places.tiles,
+            group,
+            parts,
+            pairs: shape.kv_heads * parts,
         };
-        let partials = if items < 2 * self.member.threads() && places.partitions > places.tiles.len() {
-            core.partials.slots(places.partitions * pairs)
+        let few = cut.items() < 2 * self.member.threads();
+        if few && places.partitions > places.tiles.len() && core.partials.has(places.partitions * cut.pairs) {
+            self.attend_by_partitions(&cut, qkv, out);
         } else {
-            None
-        };
-        let Some(partials) = partials else {
-            loop {
-                let item = self.member.next_item();
-                if item >= items {
-                    break;
-                }
-                // A span's last rows see most tokens: longest work first.
-                let piece = piece(items - 1 - item);
-                self.pack_queries(&piece, qkv);
-                let mut first = true;
-                for partition in piece.tile.partitions.clone() {
-                    self.partition(&piece, partition);
-                    let Scratch { part, total, .. } = &mut *self.scratch;
-                    if first {
-                        std::mem::swap(part, total);
-                    } else {
-                        total.merge(core.isa, part, piece.queries());
-                    }
-                    first = false;
-                }
-                self.finish(&piece, out);
-            }
-            self.member.barrier();
-            return;
-        };
+            self.attend_by_pieces(&cut, qkv, out);
+        }
+    }
 
+    /// A piece is one thread's.
+    fn attend_by_pieces(&mut self, cut: &Cut<'_>, qkv: Buffer, out: Buffer) {
         loop {
             let item = self.member.next_item();
-            let Some((tile, partition)) = places.partition(item / pairs) else {
+            if item >= cut.items() {
+                break;
+            }
+            // A span's last rows see most tokens: longest work first.
+            let piece = cut.piece(cut.items() - 1 - item);
+            self.pack_queries(&piece, qkv);
+            for (index, partition) in piece.tile.partitions.clone().enumerate() {
+                self.partition(&piece, partition);
+                let Scratch { part, total, .. } = &mut *self.scratch;
+                if index == 0 {
+                    std::mem::swap(part, total);
+                } else {
+                    total.merge(self.core.isa, part, piece.queries());
+                }
+            }
+            self.finish(&piece, out);
+        }
+        self.member.barrier();
+    }
+
+    /// A piece's partitions are different threads', and merged, once all are there, by one.
+    fn attend_by_partitions(&mut self, cut: &Cut<'_>, qkv: Buffer, out: Buffer) {
+        let (core, places) = (self.core, self.places);
+        let d = core.config.shape.head_dim;
+        loop {
+            let item = self.member.next_item();
+            let Some((tile, partition)) = places.partition(item / cut.pairs) else {
                 break;
             };
-            let piece = piece(tile * pairs + item % pairs);
+            let piece = cut.piece(tile * cut.pairs + item % cut.pairs);
             self.pack_queries(&piece, qkv);
             self.partition(&piece, partition);
             // SAFETY: this item's slot is this thread's.
-            unsafe { partials.put(item, &self.scratch.part, piece.queries(), shape.head_dim) };
+            unsafe { core.partials.put(item, &self.scratch.part, piece.queries(), d) };
         }
         self.member.barrier();
         loop {
             let item = self.member.next_item();
-            if item >= items {
+            if item >= cut.items() {
                 break;
             }
-            let piece = piece(item);
+            let piece = cut.piece(item);
             let Scratch { part, total, .. } = &mut *self.scratch;
-            let slots = piece
-                .tile
-                .partitions
-                .clone()
-                .enumerate()
-                .map(|(index, _)| (piece.tile.first_partition + index) * pairs + item % pairs);
-            for (index, slot) in slots.enumerate() {
+            for index in 0..piece.tile.partitions.len() {
+                let slot = (piece.tile.first_partition + index) * cut.pairs + item % cut.pairs;
                 let into = if index == 0 { &mut *total } else { &mut *part };
                 // SAFETY: slots were written before the barrier, and nobody writes them in this phase.
-                unsafe { partials.get(slot, into, piece.queries(), shape.head_dim) };
+                unsafe { core.partials.get(slot, into, piece.queries(), d) };
                 if index > 0 {
                     total.merge(core.isa, part, piece.queries());
                 }

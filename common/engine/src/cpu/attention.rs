@@ -4,8 +4,8 @@
 //! - `score[t] = q · k[t]`: fma in ascending dimension;
 //! - online softmax: `m' = max(m, scores)`, `correction = exp(m - m')`, `p[t] = exp(score[t] - m')`, and in lane l of 16
 //!   `sums[l] = fma(sums[l], correction, p[2l] + p[2l + 1])`;
-//! - per dimension: `acc *= correction`, then `acc = fma(p[t], v[t], acc)` in ascending token. (Where another query of the step sees a token, `p[t]` is 0: that changes
-//!   at most the sign of a zero, which no later operation tells apart.)
+//! - per dimension: `acc *= correction`, then `acc = fma(p[t], v[t], acc)` in ascending token. (Where another query of the step sees a token, `p[t]` is 0: of finite
+//!   values that changes at most the sign of a zero, which no later operation tells apart.)
 //!
 //! Tiles are taken in ascending order within a *partition* of 256 tokens, at whose start a query begins anew; partitions are then merged in ascending order
 //! ([`merge`]). So threads may share one long sequence, and still nothing but the tokens' positions decides the order of additions: a decode row and the same row
@@ -96,7 +96,7 @@ pub(super) struct Partials {
 }
 
 /// Bytes of all slots at most. Pages are taken from the system when first written.
-const PARTIAL_BYTES: usize = 16 << 20;
+pub(crate) const PARTIAL_BYTES: usize = 16 << 20;
 
 impl Partials {
     /// Slots for at most `queries` queries, as many as fit.
@@ -111,9 +111,9 @@ impl Partials {
         })
     }
 
-    /// Itself, if it has that many slots.
-    pub(super) fn slots(&self, count: usize) -> Option<&Self> {
-        (count <= self.slots).then_some(self)
+    /// Whether there are that many slots.
+    pub(super) fn has(&self, slots: usize) -> bool {
+        slots <= self.slots
     }
 
     /// Where a slot's state lies.

@@ -13,7 +13,7 @@ use super::{
     activations::{Activations, Form, PackScratch},
     alloc::Aligned,
     arena::Arena,
-    attention::{Partials, STEP_QUERIES, State},
+    attention::{Partials, State},
     builder::{CpuBackendBuilder, CpuConfig, LoadError},
     isa::Isa,
     math::{self, LANES},
@@ -89,8 +89,8 @@ impl CpuBackend {
             ..
         } = builder;
         let shape = config.shape;
-        // Of a piece of attention: a tile's rows times heads, or the heads of one row.
-        let queries = plan::QUERIES.max(STEP_QUERIES);
+        // Of a piece of attention: a tile's rows times heads.
+        let queries = plan::QUERIES;
         let max_k = |form| {
             let taking = matrices.iter().filter(|matrix| matrix.takes(form));
             taking.map(|matrix| matrix.k).max().unwrap_or(0)

@@ -29,6 +29,8 @@ mod rows;
 mod team;
 mod weight;
 
+pub(crate) use attention::PARTIAL_BYTES;
+
 pub use alloc::OutOfMemory;
 pub use backend::CpuBackend;
 pub use builder::{CpuBackendBuilder, CpuConfig, LoadError};

@@ -80,8 +80,9 @@ impl CpuOps<'_> {
     /// Asks for the first panels of the matrix that comes next, as matrices are loaded in the order of their use: few rows would wait for them.
     fn ask_for_next(&self, weight: Weight, rows: usize) {
         let matrices = &self.core.matrices;
-        let next = matrices.get(weight.0 + 1).unwrap_or(&matrices[0]);
-        if rows <= TILE_ROWS {
+        // After the output matrix comes the first layer's: of the embeddings, which are loaded first, a step reads single rows.
+        let next = matrices.get(weight.0 + 1).or_else(|| matrices.get(1));
+        if let (Some(next), true) = (next, rows <= TILE_ROWS) {
             // What each thread will most likely take first.
             let blocks = (self.member.threads() * ITEMS_PER_THREAD).min(next.panels());
             let block = self.thread().min(blocks - 1);
@@ -381,5 +382,6 @@ impl Ops for CpuOps<'_> {
             // SAFETY: within the allocation, and in this thread's share.
             unsafe { core.sampled.as_ptr().add(row).write(drawn.of(span.sequence)) };
         }
+        self.member.barrier();
     }
 }

@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use baton_scheduler::StepPlan;
 
-use super::{attention::PARTITION, builder::CpuConfig};
+use super::{
+    attention::{PARTITION, STEP_QUERIES},
+    builder::CpuConfig,
+};
 
 /// Query heads times rows that share a KV tile: it and their accumulators stay in the first-level cache.
-pub(super) const QUERIES: usize = 48;
+pub(super) const QUERIES: usize = 4 * STEP_QUERIES;
 
 /// Consecutive rows of one span, attended to together.
 #[derive(Clone, Debug)]
@@ -52,7 +55,9 @@ impl Places {
         for (index, span) in plan.spans.iter().enumerate() {
             let Range { start, end } = span.rows;
             let group = config.shape.heads / config.shape.kv_heads;
-            let rows_per_tile = (QUERIES / group).max(1);
+            // Of a piece: a group, or a part of it.
+            let heads = group.div_ceil(group.div_ceil(STEP_QUERIES));
+            let rows_per_tile = QUERIES / heads;
             for first in span.rows.clone().step_by(rows_per_tile) {
                 let position = span.context + (first - start);
                 let rows = rows_per_tile.min(end - first);

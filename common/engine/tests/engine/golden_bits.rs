@@ -8,8 +8,12 @@ use baton_kv::TokenId;
 
 use crate::common::{Plan, blocks, greedy, isas, opened_file, options, tiny::Tiny};
 
-/// Each storage type, and each switch of the decoder.
-fn models() -> Vec<(String, Tiny)> {
+/// Tokens of a prompt, and of one across the border of attention's partitions.
+const PROMPT: u32 = 70;
+const LONG_PROMPT: u32 = 300;
+
+/// Each storage type, each switch of the decoder, and a long context; with the tokens of its prompt.
+fn models() -> Vec<(String, Tiny, u32)> {
     let types = [
         TensorType::Q4_0,
         TensorType::Q4_1,
@@ -23,8 +27,10 @@ fn models() -> Vec<(String, Tiny)> {
         TensorType::Bf16,
         TensorType::F32,
     ];
-    let mut models: Vec<_> = types.map(|dtype| (dtype.to_string(), Tiny::of(&[dtype]))).into();
-    let mut add = |name: &str, tiny: Tiny| models.push((name.to_owned(), tiny));
+    let mut models: Vec<_> = types
+        .map(|dtype| (dtype.to_string(), Tiny::of(&[dtype]), PROMPT))
+        .into();
+    let mut add = |name: &str, tiny: Tiny| models.push((name.to_owned(), tiny, PROMPT));
     for architecture in ["qwen2", "qwen3"] {
         let tiny = Tiny::default();
         add(architecture, Tiny { architecture, ..tiny });
@@ -47,6 +53,7 @@ fn models() -> Vec<(String, Tiny)> {
     );
     let tiny = Tiny::of(&[TensorType::Q6K, TensorType::Q4_1, TensorType::F16]);
     add("untied", Tiny { tied: false, ..tiny });
+    models.push(("long".to_owned(), Tiny::default(), LONG_PROMPT));
     models
 }
 
@@ -58,10 +65,10 @@ fn hash(hash: u64, logits: &[f32]) -> u64 {
     })
 }
 
-/// Prefills 70 tokens and decodes four: the hash of the four rows of logits, and what was drawn.
-fn run(engine: &mut LlamaEngine, chunk: usize) -> (u64, Vec<TokenId>) {
-    let mut tokens: Vec<TokenId> = (0..70).map(|i| (i * i * 31 + i * 7 + 17) % 203).collect();
-    let (table, mut context, mut bits) = (blocks(0..3), 0, 0xcbf2_9ce4_8422_2325);
+/// Prefills a prompt and decodes four tokens: the hash of the four rows of logits, and what was drawn.
+fn run(engine: &mut LlamaEngine, prompt: u32, chunk: usize) -> (u64, Vec<TokenId>) {
+    let mut tokens: Vec<TokenId> = (0..prompt).map(|i| (i * i * 31 + i * 7 + 17) % 203).collect();
+    let (table, mut context, mut bits) = (blocks(0..prompt.div_ceil(32) + 1), 0, 0xcbf2_9ce4_8422_2325);
     let prompt = tokens.len();
     while tokens.len() < prompt + 4 {
         let end = tokens.len().min(context + chunk);
@@ -81,7 +88,7 @@ fn run(engine: &mut LlamaEngine, chunk: usize) -> (u64, Vec<TokenId>) {
 fn lines(isa: Isa, threads: usize, chunk: usize) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut lines = format!("{NUMERICS_CLASS} {BF16_CLASS}\n");
-    for (name, tiny) in models() {
+    for (name, tiny, prompt) in models() {
         let path = tiny.file(&folder);
         let options = EngineOptions {
             isa: Some(isa),
@@ -89,7 +96,7 @@ fn lines(isa: Isa, threads: usize, chunk: usize) -> String {
             kv_bytes: 4 << 20,
             ..options(&path)
         };
-        let (bits, drawn) = run(&mut opened_file(&path, &options), chunk);
+        let (bits, drawn) = run(&mut opened_file(&path, &options), prompt, chunk);
         writeln!(lines, "{name} {bits:016x} {drawn:?}").unwrap();
     }
     lines

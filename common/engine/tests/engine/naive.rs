@@ -1,7 +1,7 @@
 //! The engine, with its KV, panels and threads, gives the bits of the naive path, which has none of these.
 
 use crate::common::{Drawn, Driver, Request, isas, model_path, opened, options, tiny::Tiny};
-use baton_engine::{Isa, naive::NaiveModel, sampler::SamplerScratch};
+use baton_engine::{EngineOptions, Isa, naive::NaiveModel, sampler::SamplerScratch};
 use baton_gguf::TensorType;
 use baton_scheduler::Sample;
 
@@ -55,6 +55,11 @@ fn tiny_models_of_every_type_agree() {
             head_dim: 48,
             rope_dim: 48,
             layers: 1,
+            ..base.clone()
+        },
+        Tiny {
+            heads: 26,
+            kv_heads: 2,
             ..base.clone()
         },
         Tiny {
@@ -126,27 +131,44 @@ fn tiny_models_of_every_type_agree() {
     }
 }
 
-/// Across the border of attention's partitions, which threads share, and with a window that begins within one.
+/// Across the borders of attention's partitions, which one thread takes in order and several threads share, with windows that begin within one, and with more
+/// query heads of a KV head than a step takes.
 #[test]
 fn long_contexts_agree() {
-    for window in [None, Some(200)] {
-        let tiny = Tiny {
-            window,
-            ..Tiny::of(&[TensorType::Q4_1, TensorType::Q8_0])
-        };
+    let base = Tiny::of(&[TensorType::Q4_1, TensorType::Q8_0]);
+    let many = |heads, kv_heads| Tiny {
+        heads,
+        kv_heads,
+        ..base.clone()
+    };
+    let window = |window| Tiny {
+        window: Some(window),
+        ..base.clone()
+    };
+    for tiny in [base.clone(), window(200), window(40), many(16, 1), many(26, 2)] {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny.file(&folder);
         let model = NaiveModel::open(&path).unwrap();
-        let prompt: Vec<u32> = (0..300).map(|i| (i * 37 + 5) % tiny.vocabulary as u32).collect();
-        let request = Request::seeded(&prompt, 3, 5);
-        let expected = naive(&model, &request);
-        for isa in isas() {
-            let engine = opened(&options(&path).with_isa(isa));
-            assert_eq!(
-                Driver::new(engine).fresh(24).run_one(&request),
-                expected,
-                "window {window:?}, {isa}"
-            );
+        // Rows of one tile on both sides of a border, and of a window's.
+        for length in [300, 470] {
+            let prompt: Vec<u32> = (0..length).map(|i| (i * 37 + 5) % tiny.vocabulary as u32).collect();
+            let request = Request::seeded(&prompt, 3, 5);
+            let expected = naive(&model, &request);
+            for (isa, threads) in isas()
+                .into_iter()
+                .zip([1, 2, 3].into_iter().cycle())
+                .chain([(isas()[0], 2)])
+            {
+                let options = EngineOptions {
+                    threads,
+                    ..options(&path).with_isa(isa)
+                };
+                assert_eq!(
+                    Driver::new(opened(&options)).fresh(24).run_one(&request),
+                    expected,
+                    "{tiny:?}, {length} tokens, {threads} threads, {isa}"
+                );
+            }
         }
     }
 }

@@ -236,7 +236,7 @@ fn exp(x: __m512) -> __m512 {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
     }
     let y = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0));
-    // Times 2^n, which lies in the low bits: to the exponent. A NaN stays one: it is not below the bound, and keeps a mantissa.
+    // Times 2^n, which lies in the low bits: to the exponent. A NaN is not below the bound, and has no low bits set, as every NaN that arithmetic makes.
     let power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     let kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_LOW), _CMP_NLT_UQ);
     _mm512_castsi512_ps(_mm512_maskz_add_epi32(kept, _mm512_castps_si512(y), power))

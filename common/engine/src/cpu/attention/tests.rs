@@ -269,7 +269,7 @@ fn a_partition_without_tokens_changes_no_bit() {
 fn partials_come_back_from_their_slots() {
     let (queries, d) = (3, 16);
     let partials = Partials::new(queries, d).unwrap();
-    assert!(partials.slots(4).is_some() && partials.slots(usize::MAX).is_none());
+    assert!(partials.has(4) && !partials.has(usize::MAX));
     let state = |seed: u64| {
         let mut state = State::new(queries, d).unwrap();
         let mut random = Random::new(seed);

@@ -62,9 +62,9 @@ fn quantised(kind: PanelKind, tile: &Tile) {
                     let dot = if kind == PanelKind::Q6K {
                         let part = |i: usize| {
                             let range = i * GROUP / 2..(i + 1) * GROUP / 2;
-                            i32::from(factor(i)) * dot(range, packed.half_offset(i, r))
+                            i32::from(factor(i)).wrapping_mul(dot(range, packed.half_offset(i, r)))
                         };
-                        part(0) + part(1)
+                        part(0).wrapping_add(part(1))
                     } else {
                         dot(0..GROUP, packed.offset(kind, r))
                     };
