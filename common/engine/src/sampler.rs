@@ -19,6 +19,8 @@ mod tests;
 use baton_kv::TokenId;
 use baton_scheduler::{Alternatives, Sample, Sampled, SamplingParams, SequenceId};
 
+pub(crate) use math::{RUN, higher};
+
 use adjust::Adjusted;
 use ranking::Ranking;
 
@@ -71,7 +73,18 @@ pub fn draw(
     history: &[TokenId],
     scratch: &mut SamplerScratch,
 ) -> Result<Drawn, SampleError> {
-    let max = math::max_finite(logits).ok_or(SampleError::NotFinite)?;
+    draw_within(logits, Spread::of(logits)?, sample, history, scratch)
+}
+
+/// [`draw`] where the logits' spread is known.
+pub(crate) fn draw_within(
+    logits: &[f32],
+    spread: Spread,
+    sample: &Sample,
+    history: &[TokenId],
+    scratch: &mut SamplerScratch,
+) -> Result<Drawn, SampleError> {
+    let max = spread.max;
     let params = &*sample.params;
     let token = if params.adjusts() {
         let adjusted = scratch.adjusted.fill(logits, sample, history);
@@ -80,7 +93,7 @@ pub fn draw(
     } else {
         choose(logits, max, params, sample.index, &mut scratch.keys)
     };
-    let log_sum = math::ln(math::sum_exp(logits, max, 1.0, 0.0));
+    let log_sum = math::ln(spread.sum);
     let logprob = |token: usize| (f64::from(logits[token] - max) - log_sum) as f32;
     let mut alternatives = Alternatives::NONE;
     let wanted = (params.top_logprobs as usize).min(logits.len());
@@ -96,6 +109,40 @@ pub fn draw(
         logprob: logprob(token),
         alternatives,
     })
+}
+
+/// What log-probabilities need of a whole row of logits: the highest, and the sum of `exp(logit − highest)`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread {
+    max: f32,
+    sum: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(logits: &[f32]) -> Result<Self, SampleError> {
+        let max = math::max_finite(logits).ok_or(SampleError::NotFinite)?;
+        Self::new(max, math::sum_exp(logits, max, 1.0, 0.0))
+    }
+
+    /// Of a row that was gone over in parts: `max` is the [`higher`] of their [`highest`], and `sum` that of the [`run_sum`]s of each [`RUN`] logits, added in
+    /// order.
+    pub(crate) fn new(max: f32, sum: f64) -> Result<Self, SampleError> {
+        if max.is_finite() {
+            Ok(Self { max, sum })
+        } else {
+            Err(SampleError::NotFinite)
+        }
+    }
+}
+
+/// The highest logit; NaN if one is, −∞ if there is none.
+pub(crate) fn highest(logits: &[f32]) -> f32 {
+    math::max(logits)
+}
+
+/// One run's part of the sum in a [`Spread`].
+pub(crate) fn run_sum(run: &[f32], max: f32) -> f64 {
+    math::sum_exp(run, max, 1.0, 0.0)
 }
 
 /// A token so far below the best, times the temperature, has less than a millionth of its weight: few rankings get there.

@@ -54,6 +54,11 @@ impl Arena {
         Ok(())
     }
 
+    /// Width of the widest buffer.
+    pub(super) fn widest(&self) -> usize {
+        self.places.iter().map(|place| place.width).max().unwrap_or(0)
+    }
+
     pub(super) fn width(&self, buffer: Buffer) -> usize {
         self.places[buffer.0].width
     }

@@ -15,6 +15,7 @@ use super::{
     arena::Arena,
     attention::{Partials, State},
     builder::{CpuBackendBuilder, CpuConfig, LoadError},
+    draw::SharedRows,
     isa::Isa,
     math::{self, LANES},
     memory::CpuKvMemory,
@@ -60,6 +61,7 @@ pub(super) struct Core {
     angles: Aligned<f32>,
     /// `[max_sampling_rows]`, written by the threads that drew them.
     pub(super) sampled: Aligned<Sampled>,
+    pub(super) shared_rows: SharedRows,
     pub(super) not_finite: AtomicBool,
 }
 
@@ -109,6 +111,7 @@ impl CpuBackend {
                 .collect(),
             angles: Aligned::zeroed(config.max_rows.saturating_mul(shape.rope_dim))?,
             sampled: Aligned::zeroed(config.max_sampling_rows)?,
+            shared_rows: SharedRows::new(config.threads, arena.widest())?,
             not_finite: AtomicBool::new(false),
             config,
             isa,

@@ -19,6 +19,7 @@ mod attend;
 mod attention;
 mod backend;
 mod builder;
+mod draw;
 mod isa;
 mod linear;
 pub(crate) mod math;

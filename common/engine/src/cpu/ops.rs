@@ -5,8 +5,6 @@
 //! gives each item out once.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use baton_scheduler::StepPlan;
 
 use super::{
@@ -21,10 +19,7 @@ use super::{
     team::Member,
     weight::Matrix,
 };
-use crate::{
-    ops::{Buffer, Ops, QkvPost, Vector, Weight},
-    sampler,
-};
+use crate::ops::{Buffer, Ops, QkvPost, Vector, Weight};
 
 /// Rows that meet a group of panels before the next group does: their activations stay in the second-level cache.
 const ROW_BLOCK: usize = 8 * TILE_ROWS;
@@ -366,22 +361,6 @@ impl Ops for CpuOps<'_> {
 
     /// The tokens are in [`CpuBackend::sampled`](super::CpuBackend::sampled).
     fn sample(&mut self, logits: Buffer) {
-        let core = self.core;
-        let sampling = &self.places.sampling;
-        for row in self.member.share(sampling.len()) {
-            let span = &self.plan.spans[sampling[row].1];
-            let Some(sample) = &span.sample else { continue };
-            // SAFETY: nobody writes logits in this phase.
-            let logits = unsafe { core.arena.row(logits, row) };
-            let history = self.plan.history(sample);
-            let Ok(drawn) = sampler::draw(logits, sample, history, &mut self.scratch.sampler) else {
-                core.not_finite.store(true, Relaxed);
-                continue;
-            };
-            assert!(row < core.sampled.len(), "sampling row outside its memory");
-            // SAFETY: within the allocation, and in this thread's share.
-            unsafe { core.sampled.as_ptr().add(row).write(drawn.of(span.sequence)) };
-        }
-        self.member.barrier();
+        self.draw(logits);
     }
 }

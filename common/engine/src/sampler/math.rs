@@ -7,7 +7,7 @@
 const LANES: usize = 16;
 
 /// Elements whose terms are summed in f32 before they go into an f64.
-const RUN: usize = 1024;
+pub(crate) const RUN: usize = 1024;
 
 /// Compiles `$body` for wider vectors too, and takes the widest that the CPU has. Nothing else differs.
 macro_rules! wide {
@@ -40,13 +40,24 @@ macro_rules! wide {
     };
 }
 
+/// The highest logit; `None` if one is NaN or +∞, or none is finite.
+pub(super) fn max_finite(logits: &[f32]) -> Option<f32> {
+    let max = max(logits);
+    max.is_finite().then_some(max)
+}
+
+/// The higher of two; NaN if one is.
+pub(crate) fn higher(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
 wide! {
-    /// The highest logit; `None` if one is NaN or +∞, or none is finite.
-    max_finite = max_finite_body(logits: &[f32]) -> Option<f32>
+    /// The highest logit; NaN if one is, −∞ if there is none.
+    max = max_body(logits: &[f32]) -> f32
 }
 
 #[inline(always)]
-fn max_finite_body(logits: &[f32]) -> Option<f32> {
+fn max_body(logits: &[f32]) -> f32 {
     let (chunks, rest) = logits.as_chunks::<LANES>();
     let mut max = [f32::NEG_INFINITY; LANES];
     let mut bad = [0u32; LANES];
@@ -65,7 +76,7 @@ fn max_finite_body(logits: &[f32]) -> Option<f32> {
         .chain(rest)
         .fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
     let bad = bad.contains(&1) || rest.iter().any(|x| x.is_nan());
-    (max.is_finite() && !bad).then_some(max)
+    if bad { f32::NAN } else { max }
 }
 
 wide! {
