@@ -27,7 +27,7 @@ pub use id::{Attempt, BlockId, Epoch, Generation, HandoffId, NodeId, RequestId, 
 pub use identity::{IdentityBuilder, KvIdentity};
 pub use layout::{KvDtype, KvLayout};
 pub use lease::Lease;
-pub use memory::{KvMemory, KvMemoryError};
+pub use memory::{KvMemory, KvMemoryError, SharedPool};
 pub use name::{BlockName, Salt, name_blocks};
 pub use pool::{GrantedSlot, NamedBlock, OutOfBlocks, Owner, Pool, PoolCounts, PrefixHit};
 pub use time::Time;

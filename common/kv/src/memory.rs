@@ -1,5 +1,7 @@
 //! Reading and writing the bytes of blocks, whatever memory they lie in.
 
+use std::os::fd::BorrowedFd;
+
 use crate::{BlockId, KvLayout};
 
 /// Why block bytes could not be read or written.
@@ -39,4 +41,42 @@ pub trait KvMemory: Send + Sync {
 
     /// Copies one piece from `bytes`, which must have exactly the piece's length.
     fn write(&self, layer: usize, block: BlockId, tokens: usize, bytes: &[u8]) -> Result<(), KvMemoryError>;
+
+    /// Copies `bytes` to `offset..` of a whole block's piece (all its tokens). Whoever receives a piece in parts need not put it together first.
+    fn write_part(&self, layer: usize, block: BlockId, offset: usize, bytes: &[u8]) -> Result<(), KvMemoryError> {
+        let tokens = self.layout().block_tokens;
+        let mut piece = vec![0; self.layout().layer_block_bytes()];
+        let end = offset.checked_add(bytes.len()).ok_or(KvMemoryError::OutOfRange)?;
+        let part = piece
+            .get(offset..end)
+            .map(<[u8]>::len)
+            .ok_or(KvMemoryError::OutOfRange)?;
+        self.read(layer, block, tokens, &mut piece)?;
+        piece[offset..offset + part].copy_from_slice(bytes);
+        self.write(layer, block, tokens, &piece)
+    }
+
+    /// A whole block's piece (all its tokens) where it lies, for those who read without copying. `None` where it is not one run of bytes in main memory, or
+    /// outside the pool.
+    ///
+    /// # Safety
+    /// Nobody writes the block while the slice is in use: it is held by whoever reads it, as for [`KvMemory::read`].
+    #[allow(unsafe_code)]
+    unsafe fn whole(&self, _layer: usize, _block: BlockId) -> Option<&[u8]> {
+        None
+    }
+
+    /// The pool as a file of memory that other processes of this host can map; `None` where it is none.
+    fn shared(&self) -> Option<SharedPool<'_>> {
+        None
+    }
+}
+
+/// A pool in one file: the piece of (layer, block) is the `layout.layer_block_bytes()` bytes at `(layer * blocks + block)` times their number.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedPool<'a> {
+    /// The file; others get it opened for reading only.
+    pub file: BorrowedFd<'a>,
+    /// Blocks in it.
+    pub blocks: usize,
 }

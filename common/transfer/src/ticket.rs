@@ -142,6 +142,7 @@ impl Claims {
             kv_identity: self.identity.0.to_vec(),
             layout: Some(layout_to_proto(&self.layout)),
             sender_node: self.sender_node.0.clone(),
+            transport: String::new(),
         }
     }
 

@@ -114,6 +114,29 @@ impl KvMemory for CpuKvMemory {
             rest = after;
         })
     }
+
+    fn write_part(&self, layer: usize, block: BlockId, offset: usize, bytes: &[u8]) -> Result<(), KvMemoryError> {
+        let inside = offset
+            .checked_add(bytes.len())
+            .is_some_and(|end| end <= self.layout.layer_block_bytes());
+        if layer >= self.layout.layers || block.0 as usize >= self.blocks || !inside {
+            return Err(KvMemoryError::OutOfRange);
+        }
+        // SAFETY: the part lies within the block's layer, and nobody else reads or writes it meanwhile (the trait's contract).
+        unsafe {
+            let to = self.block(layer, block).cast::<u8>().add(offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        Ok(())
+    }
+
+    unsafe fn whole(&self, layer: usize, block: BlockId) -> Option<&[u8]> {
+        if layer >= self.layout.layers || block.0 as usize >= self.blocks {
+            return None;
+        }
+        // SAFETY: within the allocation; the caller sees to it that nobody writes the block.
+        Some(unsafe { std::slice::from_raw_parts(self.block(layer, block).cast(), self.layout.layer_block_bytes()) })
+    }
 }
 
 #[cfg(test)]

@@ -76,6 +76,14 @@ impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
         self.tasks.spawn(run.instrument(tracing::Span::current()));
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
+
+    async fn introduce(&self, _: Request<pb::PeerHello>) -> Result<Response<pb::PeerWelcome>, Status> {
+        Err(Status::unimplemented("version 1"))
+    }
+
+    async fn probe(&self, _: Request<Streaming<pb::ProbeFrame>>) -> Result<Response<pb::ProbeReport>, Status> {
+        Err(Status::unimplemented("version 1"))
+    }
 }
 
 /// Tells the receiver that the stream is closed, however it came to that.
@@ -207,7 +215,7 @@ impl<P: ReceiverPort> Push<'_, P> {
             Some(Frame::Piece(piece)) => self.piece(&piece),
             Some(Frame::Final(message)) => self.finished(&message),
             Some(Frame::Heartbeat(_)) => self.renewed(0),
-            Some(Frame::Open(_)) | None => Err(Reject::Malformed),
+            Some(Frame::Open(_) | Frame::Pieces(_)) | None => Err(Reject::Malformed),
         };
         match taken {
             // All may have been verified just now: then there is nothing left to refuse.
