@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn sums_of_parts_make_the_sum_of_the_whole() {
-        let bytes: Vec<u8> = (0..1000u32).map(|i| (i * 7919 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..1000u32).map(|i| ((i * 7919) >> 3) as u8).collect();
         let sum = |bytes: &[u8]| {
             let mut state = ChecksumState::default();
             state.update(bytes);
