@@ -1,10 +1,18 @@
 //! A router and its nodes, each a process.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::netns::Namespace;
 use crate::process::pause;
-use crate::{Process, Role, default_model, http, leak};
+use crate::{Launch, Process, Role, default_model, leak};
+
+/// Within it nothing may be held once nothing runs: one lease, the drain after it, and the look at it on a busy machine.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// For a node to load its model.
+const READY: Duration = Duration::from_secs(120);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -27,6 +35,8 @@ pub struct ClusterOptions {
     pub decode_args: Vec<String>,
     /// Environment of every process.
     pub env: Vec<(String, String)>,
+    /// Where decode nodes run; `None`: in the test's own network.
+    pub decode_within: Option<Arc<Namespace>>,
 }
 
 impl Default for ClusterOptions {
@@ -41,32 +51,46 @@ impl Default for ClusterOptions {
             prefill_args: Vec::new(),
             decode_args: Vec::new(),
             env: Vec::new(),
+            decode_within: None,
         }
     }
 }
 
-/// A running cluster; everything is killed when it is dropped.
+/// A running cluster. When it is dropped, whoever lives is checked, unless the test has failed already: nothing may be held any more, nobody may have died
+/// unasked, and nobody may have logged a warning or an error that the test did not [allow](Cluster::allow). Then everything is killed.
 pub struct Cluster {
     /// The router.
     pub router: Process,
     /// Prefill nodes, then decode nodes.
     pub nodes: Vec<Process>,
     options: ClusterOptions,
+    allowed: Vec<&'static str>,
 }
 
 impl Cluster {
     /// Starts it and waits until the router is ready to serve.
     pub fn start(options: ClusterOptions) -> Self {
-        let mut args: Vec<String> = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model"]
-            .map(str::to_owned)
-            .into();
-        args.push(options.model.display().to_string());
+        let host = host(&options.decode_within);
+        let mut args: Vec<String> = [
+            ("--grpc", format!("{host}:0")),
+            ("--http", "127.0.0.1:0".to_owned()),
+            ("--model", options.model.display().to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
         args.extend(options.router_args.iter().cloned());
-        let router = Process::start(Role::Router, &args, &options.env);
+        let router = Process::start(Launch {
+            role: Role::Router,
+            args,
+            env: options.env.clone(),
+            within: None,
+        });
         let mut cluster = Self {
             router,
             nodes: Vec::new(),
             options,
+            allowed: Vec::new(),
         };
         for index in 0..cluster.options.prefill {
             cluster.add_node(Role::Prefill, index);
@@ -85,8 +109,15 @@ impl Cluster {
         } else {
             &self.options.decode_args
         };
+        let within = match role {
+            Role::Decode => self.options.decode_within.clone(),
+            _ => None,
+        };
+        let host = within
+            .as_ref()
+            .map_or("127.0.0.1".to_owned(), |namespace| namespace.inside().to_string());
         let mut args: Vec<String> = [
-            ("--grpc", "127.0.0.1:0".to_owned()),
+            ("--grpc", format!("{host}:0")),
             ("--ops", "127.0.0.1:0".to_owned()),
             ("--router", format!("http://{}", self.router.grpc)),
             ("--model", self.options.model.display().to_string()),
@@ -98,8 +129,13 @@ impl Cluster {
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
         args.extend(extra.iter().cloned());
-        let mut node = Process::start(role, &args, &self.options.env);
-        node.wait_event("ready", Duration::from_secs(120));
+        let mut node = Process::start(Launch {
+            role,
+            args,
+            env: self.options.env.clone(),
+            within,
+        });
+        node.wait_event("ready", READY);
         self.nodes.push(node);
     }
 
@@ -112,7 +148,7 @@ impl Cluster {
             .map(|node| usize::from(node.alive()))
             .sum::<usize>();
         loop {
-            let text = http::get(self.router.http, "/metrics").body;
+            let text = self.router.metrics();
             let ready: f64 = leak::samples(&text, "baton_nodes", "phase")
                 .get("ready")
                 .copied()
@@ -138,35 +174,62 @@ impl Cluster {
             .expect("there is such a node")
     }
 
+    /// The `index`-th node of a role, killed if it runs, is started again with the same arguments at the same addresses, and joins.
+    pub fn restart(&mut self, role: Role, index: usize) {
+        let node = self.node(role, index);
+        node.restart();
+        node.wait_event("ready", READY);
+        self.wait_members();
+    }
+
+    /// Lines that contain `text` are no surprise, however they are levelled.
+    pub fn allow(&mut self, text: &'static str) {
+        self.allowed.push(text);
+    }
+
     /// On every node that lives: nothing is held once nothing runs, within `limit`.
     pub fn assert_idle(&mut self, limit: Duration) {
         for node in &mut self.nodes {
             if node.alive() {
-                leak::assert_idle(node.http, limit);
+                leak::assert_idle(node, limit);
             }
         }
     }
 
-    /// Every process lives, and none logged an ERROR.
-    pub fn assert_healthy(&mut self) {
+    /// No process has ended but by the test's hand, and none has logged what it should not.
+    fn assert_healthy(&mut self) {
         for process in std::iter::once(&mut self.router).chain(&mut self.nodes) {
+            let name = process.role.command();
             assert!(
-                process.alive(),
-                "baton {} has died; its log:\n{}",
-                process.role.command(),
+                process.alive() || process.ended(),
+                "baton {name} has died; its log:\n{}",
                 process.log()
             );
-            let log = process.log();
-            assert!(
-                !log.contains("ERROR"),
-                "baton {} logged an error:\n{log}",
-                process.role.command()
-            );
-            assert!(
-                !log.contains("panicked"),
-                "baton {} panicked:\n{log}",
-                process.role.command()
-            );
+            let stray = process.stray();
+            let unexpected = stray
+                .iter()
+                .find(|line| !self.allowed.iter().any(|allowed| line.contains(allowed)));
+            assert_eq!(unexpected, None, "baton {name} logged it");
         }
     }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for process in std::iter::once(&mut self.router).chain(&mut self.nodes) {
+            process.resume();
+        }
+        self.assert_idle(IDLE);
+        self.assert_healthy();
+    }
+}
+
+/// Where the test's own processes listen, so that nodes in `within` reach them.
+fn host(within: &Option<Arc<Namespace>>) -> String {
+    within
+        .as_ref()
+        .map_or("127.0.0.1".to_owned(), |namespace| namespace.outside().to_string())
 }

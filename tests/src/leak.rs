@@ -1,10 +1,9 @@
-//! The leak check: once nothing runs, no block is held, granted or quarantined, and free + cached = total.
+//! The leak check: once nothing runs, no block is held, granted or quarantined, free + cached = total, and no handoff, stream or sequence is left.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::{http, process::pause};
+use crate::process::{Process, pause};
 
 /// Sums of every sample of one metric, by the value of one label.
 pub fn samples(text: &str, metric: &str, label: &str) -> BTreeMap<String, f64> {
@@ -27,26 +26,40 @@ pub fn samples(text: &str, metric: &str, label: &str) -> BTreeMap<String, f64> {
     sums
 }
 
-/// Sum of every sample of one metric.
+/// Sum of every sample of one metric; NaN when there is none.
 pub fn total(text: &str, metric: &str) -> f64 {
-    samples(text, metric, "").values().sum()
+    samples(text, metric, "")
+        .into_values()
+        .reduce(|a, b| a + b)
+        .unwrap_or(f64::NAN)
 }
 
-/// Waits until the node at `ops` holds nothing; panics with what it holds at the limit.
-pub fn assert_idle(ops: SocketAddr, limit: Duration) {
+/// Waits until the node holds nothing; panics with what it holds at the limit.
+pub fn assert_idle(node: &Process, limit: Duration) {
     let deadline = Instant::now() + limit;
     loop {
-        let text = http::get(ops, "/metrics").body;
+        let text = node.metrics();
         let blocks = samples(&text, "baton_kv_blocks", "state");
         let of = |state: &str| blocks.get(state).copied().unwrap_or(f64::NAN);
+        let lists = ["handoffs", "handoff_streams", "scheduler_waiting", "scheduler_running"];
+        let listed: BTreeMap<&str, f64> = lists
+            .into_iter()
+            .map(|name| (name, total(&text, &format!("baton_{name}"))))
+            .collect();
         let idle = of("held") == 0.0
             && of("granted") == 0.0
             && of("quarantined") == 0.0
-            && of("free") + of("cached") == total(&text, "baton_kv_blocks_total");
+            && of("free") + of("cached") == total(&text, "baton_kv_blocks_total")
+            && listed.values().all(|count| *count == 0.0);
         if idle {
             return;
         }
-        assert!(Instant::now() < deadline, "node {ops} still holds blocks: {blocks:?}");
+        assert!(
+            Instant::now() < deadline,
+            "the {} node at {} still holds blocks or handoffs: {blocks:?}, {listed:?}",
+            node.role.command(),
+            node.grpc
+        );
         pause();
     }
 }

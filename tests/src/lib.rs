@@ -1,19 +1,23 @@
 //! Whole clusters of processes under test.
 //!
-//! [`Cluster`] starts the real `baton` binary several times, on loopback, with a real or simulated engine, and stops everything when dropped.
-//! [`leak`] checks, on every node that lives, that no block is held once nothing runs.
+//! [`Cluster`] starts the real `baton` binary several times, on loopback, with a real or simulated engine, and stops everything when dropped. Every
+//! cluster that is dropped is checked: on every node that lives no block is held once nothing runs ([`leak`]), and nobody has logged what it should not.
+//! What goes wrong is the test's doing: processes that are killed, stopped and restarted ([`Process`]), links that are cut ([`netns`]), and connections
+//! that are slow, broken or corrupt ([`fault_proxy`]).
 //!
 //! Nothing depends on this crate.
 
 pub mod bench;
 pub mod client;
 pub mod cluster;
+pub mod fault_proxy;
 pub mod http;
 pub mod leak;
+pub mod netns;
 pub mod process;
 
 pub use cluster::{Cluster, ClusterOptions};
-pub use process::{Process, Role};
+pub use process::{Launch, Process, Role};
 
 use std::path::PathBuf;
 

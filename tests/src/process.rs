@@ -9,8 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::http;
+use crate::netns::Namespace;
+
 /// Log lines kept of each process.
 const LOG_LINES: usize = 4_000;
+
+/// Warnings and errors kept of each process: a test that sees more has failed long before.
+const STRAY_LINES: usize = 256;
 
 /// What a process is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +40,28 @@ impl Role {
     }
 }
 
+/// How to start a process, and how to start it again.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// What it is.
+    pub role: Role,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment.
+    pub env: Vec<(String, String)>,
+    /// Where it runs; `None`: in the test's own network.
+    pub within: Option<Arc<Namespace>>,
+}
+
+/// What a process has written to its standard error.
+#[derive(Default)]
+struct Log {
+    /// The oldest lines are dropped.
+    lines: VecDeque<String>,
+    /// The first warnings, errors and panics.
+    stray: Vec<String>,
+}
+
 /// A running process; killed when dropped.
 pub struct Process {
     /// What it is.
@@ -42,27 +70,35 @@ pub struct Process {
     pub grpc: SocketAddr,
     /// Its HTTP address: the OpenAI API of a router, the ops endpoints of a node.
     pub http: SocketAddr,
+    launch: Launch,
     child: Child,
     events: Receiver<serde_json::Value>,
-    log: Arc<Mutex<VecDeque<String>>>,
+    log: Arc<Mutex<Log>>,
     readers: Vec<JoinHandle<()>>,
+    /// The test ended it, or waited for its end.
+    ended: bool,
+    stopped: bool,
 }
 
 impl Process {
     /// Starts `baton ROLE ARGS` and waits until it listens.
-    pub fn start(role: Role, args: &[String], env: &[(String, String)]) -> Self {
-        let mut child = Command::new(crate::baton())
-            .arg(role.command())
-            .args(args)
+    pub fn start(launch: Launch) -> Self {
+        let mut command = match &launch.within {
+            None => Command::new(crate::baton()),
+            Some(namespace) => namespace.command(&crate::baton()),
+        };
+        let mut child = command
+            .arg(launch.role.command())
+            .args(&launch.args)
             // A test that wants it says so.
             .env("BATON_PANEL_CACHE", "off")
-            .envs(env.iter().map(|(key, value)| (key, value)))
+            .envs(launch.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("baton starts");
-        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let log = Arc::new(Mutex::new(Log::default()));
         let (send, events) = sync_channel(16);
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
@@ -80,23 +116,22 @@ impl Process {
             }),
             std::thread::spawn(move || {
                 for line in stderr.lines().map_while(Result::ok) {
-                    let mut kept = kept.lock().expect("log");
-                    if kept.len() == LOG_LINES {
-                        kept.pop_front();
-                    }
-                    kept.push_back(line);
+                    kept.lock().expect("log").push(line);
                 }
             }),
         ];
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut process = Self {
-            role,
+            role: launch.role,
             grpc: nowhere,
             http: nowhere,
+            launch,
             child,
             events,
             log,
             readers,
+            ended: false,
+            stopped: false,
         };
         let listening = process.wait_event("listening", Duration::from_secs(60));
         let address = |key: &str| -> SocketAddr {
@@ -131,6 +166,16 @@ impl Process {
         }
     }
 
+    /// Its metrics as text.
+    pub fn metrics(&self) -> String {
+        let address = self.http;
+        let get = move || http::get(address, "/metrics").body;
+        match &self.launch.within {
+            None => get(),
+            Some(namespace) => namespace.enter(get),
+        }
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -141,13 +186,35 @@ impl Process {
         self.child.try_wait().expect("wait").is_none()
     }
 
+    /// Whether the test has ended it, or has waited for its end.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// kill -9, and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.ended = true;
     }
 
-    /// Sends a signal by name, e.g. `STOP`, `CONT`, `TERM`.
+    /// Kills it if it runs, and starts it with the same arguments at the same addresses. Its log begins anew.
+    pub fn restart(&mut self) {
+        self.kill();
+        let mut launch = self.launch.clone();
+        let http = if self.role == Role::Router { "--http" } else { "--ops" };
+        for (flag, address) in [("--grpc", self.grpc), (http, self.http)] {
+            let at = launch
+                .args
+                .iter()
+                .position(|arg| arg == flag)
+                .expect("every launch names its ports");
+            launch.args[at + 1] = address.to_string();
+        }
+        *self = Self::start(launch);
+    }
+
+    /// Sends a signal by name, e.g. `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([format!("-{name}"), self.id().to_string()])
@@ -156,11 +223,25 @@ impl Process {
         assert!(status.success(), "kill -{name}");
     }
 
+    /// SIGSTOP: it stands still, its sockets stay open.
+    pub fn stop(&mut self) {
+        self.signal("STOP");
+        self.stopped = true;
+    }
+
+    /// SIGCONT, if it was stopped.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.stopped) {
+            self.signal("CONT");
+        }
+    }
+
     /// Waits for its end.
     pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
+                self.ended = true;
                 return status;
             }
             assert!(
@@ -178,12 +259,31 @@ impl Process {
         self.log
             .lock()
             .expect("log")
+            .lines
             .iter()
             .fold(String::new(), |mut text, line| {
                 text.push_str(line);
                 text.push('\n');
                 text
             })
+    }
+
+    /// Warnings, errors and panics that it logged, the first of them.
+    pub fn stray(&self) -> Vec<String> {
+        self.log.lock().expect("log").stray.clone()
+    }
+}
+
+impl Log {
+    fn push(&mut self, line: String) {
+        let level = line.split_whitespace().nth(1);
+        if (matches!(level, Some("WARN" | "ERROR")) || line.contains("panicked at")) && self.stray.len() < STRAY_LINES {
+            self.stray.push(line.clone());
+        }
+        if self.lines.len() == LOG_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
     }
 }
 

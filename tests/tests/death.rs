@@ -30,6 +30,7 @@ async fn harmed(role: Role, prompt_tokens: usize, events: usize, signal: &str) {
         decode: 2,
         ..ClusterOptions::default()
     });
+    cluster.allow("a node was lost");
     let mut api = client::connect(&cluster).await;
     let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|token| 300 + token * 7 % 4_000).collect();
     let mut stream = api
@@ -99,6 +100,7 @@ async fn a_prefill_node_that_dies_later_changes_nothing() {
     for _ in 0..5 {
         client::next(&mut stream).await.expect("no error").expect("an event");
     }
+    cluster.allow("a node was lost");
     cluster.node(Role::Prefill, 0).kill();
     while client::next(&mut stream)
         .await
@@ -111,6 +113,7 @@ async fn a_prefill_node_that_dies_later_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_router_frees_the_nodes() {
     let mut cluster = Cluster::start(ClusterOptions::default());
+    cluster.allow("a router was lost");
     let mut api = client::connect(&cluster).await;
     for prompt_tokens in [40, 3_000] {
         let prompt = vec![9; prompt_tokens];

@@ -68,7 +68,7 @@ async fn one_trace_crosses_the_three_processes() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), endpoint),
         ("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "200".to_owned()),
     ];
-    let mut cluster = Cluster::start(ClusterOptions {
+    let cluster = Cluster::start(ClusterOptions {
         env,
         ..ClusterOptions::default()
     });
@@ -148,5 +148,4 @@ async fn one_trace_crosses_the_three_processes() {
         3,
         "the request's id is on a span of each process: {services:?}"
     );
-    cluster.assert_healthy();
 }
