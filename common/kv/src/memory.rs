@@ -56,6 +56,10 @@ pub trait KvMemory: Send + Sync {
         self.write(layer, block, tokens, &piece)
     }
 
+    /// Takes what these blocks need from the system now, so that whoever writes them first need not wait for it. Changes no byte; may take milliseconds
+    /// per MiB, and may run while anybody reads or writes them. Blocks outside the pool are ignored.
+    fn prepare(&self, _blocks: &[BlockId]) {}
+
     /// A whole block's piece (all its tokens) where it lies, for those who read without copying. `None` where it is not one run of bytes in main memory, or
     /// outside the pool.
     ///

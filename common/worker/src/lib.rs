@@ -26,6 +26,7 @@ mod load;
 mod mailbox;
 mod metrics;
 mod node;
+mod prepare;
 mod respond;
 mod shared;
 mod stream;

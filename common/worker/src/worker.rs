@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::{
     KvSubscription, Load, SequenceError, SequenceStream, Shared, Work, WorkerMetrics, core::Core, engine_thread,
-    mailbox::Mailbox,
+    mailbox::Mailbox, prepare::Prepared,
 };
 
 /// What a worker needs to know.
@@ -76,6 +76,7 @@ pub struct NodeFacts {
 pub struct Worker {
     shared: Arc<Shared>,
     facts: Arc<NodeFacts>,
+    prepared: Arc<Prepared>,
 }
 
 impl Worker {
@@ -143,6 +144,7 @@ impl Worker {
         Ok(Self {
             shared,
             facts: Arc::new(facts),
+            prepared: Arc::new(Prepared::new(blocks)),
         })
     }
 
@@ -166,10 +168,13 @@ impl Worker {
         self.shared.with(|core, now| core.submit(work, role, now))
     }
 
-    /// Reserves blocks for a prompt that a prefill node computes. The sequence starts by itself when its KV is verified.
+    /// Reserves blocks for a prompt that a prefill node computes. The sequence starts by itself when its KV is verified. Inside a tokio runtime.
     pub fn reserve(&self, work: Work) -> Result<(Ticket, SequenceStream), SequenceError> {
         let capability = Capability::new(random::capability());
-        self.shared.with(|core, now| core.reserve(work, capability, now))
+        let (ticket, stream) = self.shared.with(|core, now| core.reserve(work, capability, now))?;
+        let blocks = ticket.slots.iter().map(|slot| slot.block);
+        self.prepared.prepare(&self.shared.memory, blocks);
+        Ok((ticket, stream))
     }
 
     /// Extends the lease of a reservation, for as long as it is one. Returns what remains, ms.

@@ -46,6 +46,14 @@ impl<T: Copy> Aligned<T> {
         })
     }
 
+    /// Takes the pages of `bytes` bytes from `offset` on from the system now, whoever uses them meanwhile; their content stays. A system that cannot
+    /// gives them later, when they are touched.
+    pub(super) fn populate(&self, offset: usize, bytes: usize) {
+        if let Some(map) = &self.map {
+            let _ = map.advise_range(Advice::PopulateWrite, offset, bytes);
+        }
+    }
+
     pub(super) fn empty() -> Self {
         Self {
             map: None,

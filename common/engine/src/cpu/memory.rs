@@ -9,7 +9,7 @@ use super::{
     attention::TILE,
 };
 
-/// A pool in main memory. Pages are taken from the system when first written.
+/// A pool in main memory. Pages are taken from the system when they are prepared or first written.
 ///
 /// Readers and writers share it without locks: by [`KvMemory`]'s contract nobody writes a block's valid tokens while another reads them.
 pub struct CpuKvMemory {
@@ -128,6 +128,20 @@ impl KvMemory for CpuKvMemory {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
         }
         Ok(())
+    }
+
+    fn prepare(&self, blocks: &[BlockId]) {
+        let piece = self.layout.layer_block_bytes();
+        let inside = |block: &BlockId| (block.0 as usize) < self.blocks;
+        // What lies together is asked for together.
+        for run in blocks.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
+            let run = &run[..run.iter().position(|block| !inside(block)).unwrap_or(run.len())];
+            let Some(first) = run.first() else { continue };
+            for layer in 0..self.layout.layers {
+                let offset = (layer * self.blocks + first.0 as usize) * piece;
+                self.elements.populate(offset, run.len() * piece);
+            }
+        }
     }
 
     unsafe fn whole(&self, layer: usize, block: BlockId) -> Option<&[u8]> {

@@ -101,3 +101,33 @@ fn ranges_outside_the_pool_are_refused() {
 fn a_pool_beyond_memory_is_refused() {
     assert!(CpuKvMemory::new(layout(), usize::MAX / 4).is_err());
 }
+
+/// Bytes of a page on x86-64.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+const PAGE: usize = 4096;
+
+/// Whether the system has given the page in the middle of a piece.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn present(memory: &CpuKvMemory, layer: usize, block: u32) -> bool {
+    use std::os::unix::fs::FileExt;
+
+    let middle = memory.block(layer, BlockId(block)) as usize + layout().layer_block_bytes() / 2;
+    let mut entry = [0; 8];
+    let pages = std::fs::File::open("/proc/self/pagemap").unwrap();
+    pages.read_exact_at(&mut entry, (middle / PAGE * 8) as u64).unwrap();
+    u64::from_le_bytes(entry) >> 63 == 1
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn prepared_blocks_have_their_pages_and_their_bytes() {
+    let memory = CpuKvMemory::new(layout(), 8).unwrap();
+    memory.write(1, BlockId(3), TOKENS, &piece(TOKENS)).unwrap();
+    let given = |memory: &CpuKvMemory| [0, 1].map(|layer| [1, 3, 4, 7].map(|block| present(memory, layer, block)));
+    assert_eq!(given(&memory), [[false; 4], [false, true, false, false]]);
+    memory.prepare(&[3, 4, 1, 8, u32::MAX].map(BlockId));
+    assert_eq!(given(&memory), [[true, true, true, false]; 2], "and no others");
+    let mut out = vec![0; piece(TOKENS).len()];
+    memory.read(1, BlockId(3), TOKENS, &mut out).unwrap();
+    assert_eq!(out, piece(TOKENS));
+}
