@@ -154,7 +154,7 @@ impl CpuBackend {
         })
     }
 
-    /// Runs one step: every thread of the team calls `program` once with its own [`CpuOps`]; all must call the same operations in the same
+    /// Runs one step: every thread of the team that takes part calls `program` once with its own [`CpuOps`]; all must call the same operations in the same
     /// order. Returns when all are done.
     ///
     /// # Errors

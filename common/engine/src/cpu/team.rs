@@ -1,7 +1,8 @@
 //! A fixed team of threads that runs one closure at a time, all together, with barriers inside.
 //!
 //! Waiting spins briefly, then yields, then sleeps: cheap when every thread has a core, harmless when they share one. A thread that lost its core
-//! in the middle of a step needs another's: the system moves it there only once that core is idle, so a waiter must soon sleep.
+//! in the middle of a step needs another's: the system moves it there only once that core is idle, so a waiter must soon sleep. How long a thread
+//! kept others waiting beyond the spins is measured, and one that costs more than it adds stands aside for a while (see [`attendance`]).
 //!
 //! Orders: what a thread writes before a barrier is released by its `arrived.fetch_add`, acquired by the last to arrive, released by `advance` and
 //! acquired by `wait`. Items are only counted (relaxed). Whether to wake sleepers is decided by sequentially consistent operations, see [`Gate`].
@@ -12,14 +13,19 @@ use std::{
     hint,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool, AtomicUsize,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
         },
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
+
+use attendance::Attendance;
+
+mod attendance;
 
 /// How long a thread waits before it sleeps.
 #[derive(Clone, Copy, Debug)]
@@ -58,28 +64,35 @@ struct Line<T>(T);
 
 /// A counter on which threads wait for a change.
 ///
-/// A waiter that goes to sleep counts itself, then looks at the value for the last time; who changes the value does so, then looks whether anybody
-/// sleeps. These four are sequentially consistent, so at least one of the two sees the other: no wake-up is lost. (If both do, the lock makes the
+/// A waiter whose spins were in vain counts itself, then looks at the value again; who changes the value does so, then looks whether anybody
+/// is counted. These four are sequentially consistent, so at least one of the two sees the other: no wake-up is lost. (If both do, the lock makes the
 /// one who wakes wait until the other sleeps.)
 struct Gate {
     value: Line<AtomicUsize>,
-    sleep: Line<Sleep>,
+    slow: Line<Slow>,
     patience: Patience,
 }
 
-/// Untouched, but for reading `sleepers`, while nobody sleeps.
+/// Untouched, but for reading `waiters`, while nobody waits for longer than it spins.
 #[derive(Default)]
-struct Sleep {
-    sleepers: AtomicUsize,
-    lock: Mutex<()>,
+struct Slow {
+    waiters: AtomicUsize,
+    /// A value, and since when they have waited for it to change.
+    since: Mutex<Option<(usize, Instant)>>,
     changed: Condvar,
+}
+
+impl Slow {
+    fn since(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Gate {
     fn new(patience: Patience) -> Self {
         Self {
             value: Line::default(),
-            sleep: Line::default(),
+            slow: Line::default(),
             patience,
         }
     }
@@ -89,17 +102,23 @@ impl Gate {
         self.value.0.load(Acquire)
     }
 
+    /// How long others have waited for the one who is about to advance, beyond their spins.
+    fn kept_waiting(&self) -> Duration {
+        let slow = &self.slow.0;
+        if slow.waiters.load(Relaxed) == 0 {
+            return Duration::ZERO;
+        }
+        let since = slow.since().filter(|&(value, _)| value == self.value());
+        since.map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+
     fn advance(&self) {
         self.value.0.fetch_add(1, SeqCst);
         linger();
-        let Sleep {
-            sleepers,
-            lock,
-            changed,
-        } = &self.sleep.0;
-        if sleepers.load(SeqCst) > 0 {
-            drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
-            changed.notify_all();
+        let slow = &self.slow.0;
+        if slow.waiters.load(SeqCst) > 0 {
+            drop(slow.since());
+            slow.changed.notify_all();
         }
     }
 
@@ -111,31 +130,33 @@ impl Gate {
             }
             hint::spin_loop();
         }
+        let slow = &self.slow.0;
+        let mut since = slow.since();
+        slow.waiters.fetch_add(1, SeqCst);
+        linger();
+        if self.value.0.load(SeqCst) == seen {
+            since.take_if(|(value, _)| *value != seen);
+            since.get_or_insert_with(|| (seen, Instant::now()));
+        }
+        drop(since);
         for _ in 0..self.patience.yields {
             if self.value() != seen {
-                return;
+                break;
             }
             thread::yield_now();
         }
-        let Sleep {
-            sleepers,
-            lock,
-            changed,
-        } = &self.sleep.0;
-        let mut held = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        sleepers.fetch_add(1, SeqCst);
-        linger();
+        let mut since = slow.since();
         while self.value.0.load(SeqCst) == seen {
             linger();
-            held = changed.wait(held).unwrap_or_else(PoisonError::into_inner);
+            since = slow.changed.wait(since).unwrap_or_else(PoisonError::into_inner);
         }
-        sleepers.fetch_sub(1, Relaxed);
+        slow.waiters.fetch_sub(1, Relaxed);
     }
 }
 
 type Task = dyn Fn(&Member<'_>) + Sync;
 
-/// The running closure; meaningful only between `start`'s advance and the last `running` decrement.
+/// The running closure; meaningful only between the seats' start and the last `running` decrement.
 struct TaskCell(UnsafeCell<Option<*const Task>>);
 
 // SAFETY: written by the caller of `Team::run` only while no worker runs; the gate's atomics order the write before the reads.
@@ -143,11 +164,41 @@ unsafe impl Sync for TaskCell {}
 // SAFETY: the pointer leads to a `Sync` closure.
 unsafe impl Send for TaskCell {}
 
-struct Shared {
-    threads: usize,
-    task: TaskCell,
-    /// Advances when a task is there.
+/// What is one thread's.
+struct Seat {
+    /// Advances when a task is there for it; never thread 0's.
     start: Gate,
+    /// Its index in that task.
+    index: AtomicUsize,
+    /// Nanoseconds of the running task for which others waited for it.
+    waited: Line<AtomicU64>,
+}
+
+impl Seat {
+    fn new(between: Patience) -> Self {
+        Self {
+            start: Gate::new(between),
+            index: AtomicUsize::new(0),
+            waited: Line::default(),
+        }
+    }
+
+    /// The thread has come to where others may have waited for it.
+    fn note_late(&self, gate: &Gate) {
+        let waited = gate.kept_waiting();
+        if !waited.is_zero() {
+            let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+            self.waited.0.fetch_add(nanos, Relaxed);
+        }
+    }
+}
+
+struct Shared {
+    /// Of every thread, whether it takes part or not.
+    seats: Vec<Seat>,
+    /// Threads that take part in the task.
+    present: AtomicUsize,
+    task: TaskCell,
     stop: AtomicBool,
     /// Workers that have not finished the task.
     running: Line<AtomicUsize>,
@@ -164,8 +215,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn run_member(&self, index: usize, task: &(dyn Fn(&Member<'_>) + Sync)) {
-        let member = Member { shared: self, index };
+    fn run_member(&self, seat: &Seat, task: &(dyn Fn(&Member<'_>) + Sync)) {
+        let member = Member {
+            shared: self,
+            seat,
+            index: seat.index.load(Relaxed),
+            threads: self.present.load(Relaxed),
+        };
         if catch_unwind(AssertUnwindSafe(|| task(&member))).is_err() {
             // (The advance releases it.)
             self.broken.store(true, Relaxed);
@@ -173,10 +229,10 @@ impl Shared {
         }
     }
 
-    fn work(&self, index: usize) {
+    fn work(&self, seat: &Seat) {
         let mut seen = 0;
         loop {
-            self.start.wait(seen);
+            seat.start.wait(seen);
             seen += 1;
             if self.stop.load(Relaxed) {
                 return;
@@ -185,8 +241,10 @@ impl Shared {
             // is 0.
             if let Some(task) = unsafe { *self.task.0.get() } {
                 // SAFETY: as above.
-                self.run_member(index, unsafe { &*task });
+                self.run_member(seat, unsafe { &*task });
             }
+            // (After the decrement the caller might not see it.)
+            seat.note_late(&self.finished);
             if self.running.0.fetch_sub(1, AcqRel) == 1 {
                 self.finished.advance();
             }
@@ -202,12 +260,17 @@ pub(super) struct Broken;
 pub(super) struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    attendance: Attendance,
+    /// When the last task was over.
+    idle_since: Instant,
 }
 
 /// A thread's place in the running task.
 pub(super) struct Member<'a> {
     shared: &'a Shared,
+    seat: &'a Seat,
     index: usize,
+    threads: usize,
 }
 
 impl Member<'_> {
@@ -216,9 +279,9 @@ impl Member<'_> {
         self.index
     }
 
-    /// Threads in the team.
+    /// Threads that run the task: the team's, or fewer.
     pub(super) fn threads(&self) -> usize {
-        self.shared.threads
+        self.threads
     }
 
     /// Returns when every thread is here: all that they wrote before is visible.
@@ -227,14 +290,15 @@ impl Member<'_> {
     /// When another thread panicked.
     pub(super) fn barrier(&self) {
         let shared = self.shared;
-        if shared.threads == 1 {
+        if self.threads == 1 {
             shared.next.0.store(0, Relaxed);
             return;
         }
         // Before it looks whether the team is broken: what breaks it also advances the barrier, so one of the two shows it, now or in `wait`.
         let seen = shared.barrier.value();
         assert!(!shared.broken.load(Relaxed), "another thread of the team panicked");
-        if shared.arrived.0.fetch_add(1, AcqRel) + 1 == shared.threads {
+        if shared.arrived.0.fetch_add(1, AcqRel) + 1 == self.threads {
+            self.seat.note_late(&shared.barrier);
             shared.arrived.0.store(0, Relaxed);
             shared.next.0.store(0, Relaxed);
             shared.barrier.advance();
@@ -251,8 +315,7 @@ impl Member<'_> {
 
     /// This thread's part of `0..total`: contiguous, nearly equal.
     pub(super) fn share(&self, total: usize) -> std::ops::Range<usize> {
-        let threads = self.shared.threads;
-        total * self.index / threads..total * (self.index + 1) / threads
+        total * self.index / self.threads..total * (self.index + 1) / self.threads
     }
 }
 
@@ -264,9 +327,9 @@ impl Team {
 
     fn with_patience(threads: usize, within: Patience, between: Patience) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            threads,
+            seats: (0..threads).map(|_| Seat::new(between)).collect(),
+            present: AtomicUsize::new(threads),
             task: TaskCell(UnsafeCell::new(None)),
-            start: Gate::new(between),
             stop: AtomicBool::new(false),
             running: Line::default(),
             finished: Gate::new(within),
@@ -278,23 +341,33 @@ impl Team {
         let mut team = Self {
             shared: shared.clone(),
             workers: Vec::with_capacity(threads - 1),
+            attendance: Attendance::new(threads),
+            idle_since: Instant::now(),
         };
         for index in 1..threads {
             let shared = shared.clone();
             let worker = thread::Builder::new()
                 .name(format!("cpu-{index}"))
-                .spawn(move || shared.work(index))?;
+                .spawn(move || shared.work(&shared.seats[index]))?;
             team.workers.push(worker);
         }
         Ok(team)
     }
 
-    /// Calls `task` on every thread and returns when all have returned.
+    /// Calls `task` on every thread that is present and returns when all have returned.
     pub(super) fn run(&mut self, task: &(dyn Fn(&Member<'_>) + Sync)) -> Result<(), Broken> {
         let shared = &*self.shared;
         if shared.broken.load(Relaxed) {
             return Err(Broken);
         }
+        let started = Instant::now();
+        self.attendance.pass(started - self.idle_since);
+        let mut present = 0;
+        for thread in self.attendance.present() {
+            shared.seats[thread].index.store(present, Relaxed);
+            present += 1;
+        }
+        shared.present.store(present, Relaxed);
         shared.next.0.store(0, Relaxed);
         let pointer: *const (dyn Fn(&Member<'_>) + Sync) = task;
         // SAFETY: only the lifetime changes. No worker runs now (`&mut self`, and the last run waited for all), so nobody reads the cell; and
@@ -304,15 +377,20 @@ impl Team {
                 pointer,
             ))
         };
-        if self.workers.is_empty() {
-            shared.run_member(0, task);
-        } else {
-            shared.running.0.store(self.workers.len(), Relaxed);
-            let seen = shared.finished.value();
-            shared.start.advance();
-            shared.run_member(0, task);
+        shared.running.0.store(present - 1, Relaxed);
+        let seen = shared.finished.value();
+        for thread in self.attendance.present().filter(|&thread| thread != 0) {
+            shared.seats[thread].start.advance();
+        }
+        shared.run_member(&shared.seats[0], task);
+        if present > 1 {
             shared.finished.wait(seen);
         }
+        self.idle_since = Instant::now();
+        let step = self.idle_since - started;
+        self.attendance.judge(step, |thread| {
+            Duration::from_nanos(shared.seats[thread].waited.0.swap(0, Relaxed))
+        });
         if shared.broken.load(Relaxed) {
             Err(Broken)
         } else {
@@ -324,7 +402,9 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Relaxed);
-        self.shared.start.advance();
+        for seat in &self.shared.seats {
+            seat.start.advance();
+        }
         for worker in self.workers.drain(..) {
             // A worker's panics are caught where they happen.
             let _ = worker.join();
