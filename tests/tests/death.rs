@@ -1,8 +1,9 @@
-//! A node that dies in the middle of a request: the client gets one typed error within a bound, and the survivors hold nothing one lease later.
-//! (Replay on another node comes later.)
+//! A node that dies in the middle of a request: until a token has left, another takes its place; later the client gets one typed error within a bound. The
+//! survivors hold nothing one lease later. (Replay of an answer under way comes later.)
 
 use std::time::{Duration, Instant};
 
+use baton_proto::v1::generate_event::Event;
 use baton_tests::{Cluster, ClusterOptions, Role, client};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -78,9 +79,39 @@ async fn decode_killed_while_the_prompt_is_computed() {
     harmed(Role::Decode, 3_000, 1, "KILL").await;
 }
 
+/// One prefill node of two dies, or both: then the decode node runs the prompt itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn prefill_killed_while_the_prompt_is_computed() {
-    harmed(Role::Prefill, 3_000, 1, "KILL").await;
+    let mut cluster = Cluster::start(ClusterOptions {
+        prefill: 2,
+        ..ClusterOptions::default()
+    });
+    let mut api = client::connect(&cluster).await;
+    let prompt: Vec<u32> = (0..3_000).map(|token| 300 + token * 7 % 4_000).collect();
+    let mut answers = Vec::new();
+    for kill in [&[0][..], &[1], &[]] {
+        let mut stream = api
+            .generate(client::greedy(&prompt, 5))
+            .await
+            .expect("a stream")
+            .into_inner();
+        client::next(&mut stream).await.expect("no error").expect("an event");
+        for &index in kill {
+            cluster.node(Role::Prefill, index).kill();
+        }
+        let mut ids = Vec::new();
+        while let Some(event) = client::next(&mut stream).await.expect("another takes its place") {
+            if let Some(Event::Delta(delta)) = event.event {
+                ids.extend(delta.ids);
+            }
+        }
+        answers.push(ids);
+    }
+    assert!(
+        answers.iter().all(|ids| ids.len() == 5 && *ids == answers[2]),
+        "{answers:?}"
+    );
+    cluster.assert_idle(LEASE);
 }
 
 #[tokio::test(flavor = "multi_thread")]

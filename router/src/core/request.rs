@@ -3,8 +3,11 @@
 //! ```text
 //! Queued ──granted──▶ Reserving ──ticket / admitted──▶ Prefilling ──verified / first token──▶ Decoding ──▶ Ended
 //!   ▲                     │                                │                                     │
-//!   └────── requeue ◀─────┴──── a node had no room ────────┘
+//!   └────── requeue ◀─────┴── a node had no room, or failed ┘
 //! ```
+//!
+//! Until a token has left, what fails (and may go well elsewhere) is dispatched anew, on other nodes where there are some: into fresh slots, under the next attempt's
+//! number, so that whatever the earlier attempt still sends is stale. After `max_attempts` the last failure is the request's.
 //!
 //! While the leg that is left may still say that it lost the other, or how it went, the life is *failing* or *closing*: each for a moment only.
 //! Tokens pass only from the current attempt, and only with the next index; the end is said exactly once; at the end both legs are closed.
@@ -13,7 +16,7 @@ use baton_kv::{Attempt, NodeId, Time};
 
 pub use event::{Action, EndReason, Event, LegError, Place, Placement, Record, Token};
 
-use super::admission::Leg;
+use super::{admission::Leg, member::MemberId};
 use crate::{error::GenerateError, limits::SHED_RETRY};
 
 mod event;
@@ -28,7 +31,7 @@ pub struct LifeConfig {
     pub reserve_ms: u64,
     /// After the last token, for the other leg to say how it went.
     pub closing_ms: u64,
-    /// After a node was lost before it began, for another to take its place.
+    /// After a node failed, for another to take its place.
     pub replace_ms: u64,
     /// Dispatches of one request.
     pub max_attempts: u32,
@@ -54,6 +57,8 @@ enum State {
     Failing {
         until: Time,
         error: GenerateError,
+        /// Whom another dispatch avoids; `None` when none would help.
+        avoid: Option<MemberId>,
     },
     Ended,
 }
@@ -67,8 +72,8 @@ pub struct Life {
     queue_deadline: Time,
     /// How long each wait for a node may be.
     queue_ms: u64,
-    /// It waits again because this node was lost.
-    lost: Option<NodeId>,
+    /// It waits again because of this.
+    failed: Option<GenerateError>,
     /// When the request ends, wherever it is.
     deadline: Time,
     max_new_tokens: u32,
@@ -93,7 +98,7 @@ impl Life {
             state: State::Queued { since: now },
             queue_deadline,
             queue_ms: now.ms_until(queue_deadline),
-            lost: None,
+            failed: None,
             deadline,
             max_new_tokens,
             attempt: 0,
@@ -395,36 +400,26 @@ impl Life {
         let Some(Place { member, node }) = self.place(leg).cloned() else {
             return;
         };
-        if let State::Failing { error: first, .. } = &self.state {
-            let error = match error {
-                LegError::Lost => GenerateError::NodeLost { node },
-                _ => first.clone(),
+        if let State::Failing {
+            error: first, avoid, ..
+        } = &self.state
+        {
+            let (error, avoid) = match error {
+                LegError::Lost => (GenerateError::NodeLost { node }, Some(member)),
+                _ => (first.clone(), *avoid),
             };
-            return self.fail(error, actions);
+            return self.give_up(error, avoid, now, actions);
         }
-        let begun = !matches!(self.state, State::Reserving { .. });
-        let again = self.next == 0 && self.attempt < self.config.max_attempts;
         match error {
-            LegError::Refused | LegError::Lost if again && (error == LegError::Refused || !begun) => {
-                self.close(Leg::Decode, actions);
-                self.close(Leg::Prefill, actions);
-                self.renew_at = None;
-                self.state = State::Queued { since: now };
-                self.lost = (error == LegError::Lost).then_some(node);
-                let wait_ms = if self.lost.is_some() {
-                    self.queue_ms.min(self.config.replace_ms)
-                } else {
-                    self.queue_ms
-                };
-                self.queue_deadline = now.after_ms(wait_ms).min(self.deadline);
-                actions.push(Action::Requeue { by: member });
+            LegError::Refused if self.next == 0 && self.attempt < self.config.max_attempts => {
+                self.requeue(member, None, now, actions)
             }
             // It stops in the middle of the answer.
             LegError::Refused if self.next > 0 => self.fail(GenerateError::NodeLost { node }, actions),
             LegError::SlowReader => self.fail(GenerateError::SlowReader, actions),
             LegError::TooLong(message) => self.fail(GenerateError::TooLongForNode { node, message }, actions),
             LegError::Refused => self.fail(GenerateError::NodesFull { attempts: self.attempt }, actions),
-            LegError::Lost => self.fail(GenerateError::NodeLost { node }, actions),
+            LegError::Lost => self.give_up(GenerateError::NodeLost { node }, Some(member), now, actions),
             LegError::Deadline => self.fail(GenerateError::DeadlineExceeded(self.place_in_life()), actions),
             LegError::Failed {
                 code,
@@ -437,16 +432,48 @@ impl Life {
                     message,
                     retryable,
                 };
+                // A decode node that waits for KV fails by its sender, as a rule.
+                let at_fault = if self.prefill_open {
+                    self.place(Leg::Prefill)
+                } else {
+                    self.place(leg)
+                };
+                let avoid = at_fault.filter(|_| retryable).map(|place| place.member);
                 self.close(leg, actions);
                 if self.decode_open || self.prefill_open {
                     self.renew_at = None;
                     let until = now.after_ms(self.config.closing_ms);
-                    self.state = State::Failing { until, error };
+                    self.state = State::Failing { until, error, avoid };
                 } else {
-                    self.fail(error, actions);
+                    self.give_up(error, avoid, now, actions);
                 }
             }
         }
+    }
+
+    /// This attempt has failed: another without `avoid`, if that may help and nothing has left yet; else the end.
+    fn give_up(&mut self, error: GenerateError, avoid: Option<MemberId>, now: Time, actions: &mut Vec<Action>) {
+        match avoid {
+            Some(member) if self.next == 0 && self.attempt < self.config.max_attempts => {
+                self.requeue(member, Some(error), now, actions);
+            }
+            _ => self.fail(error, actions),
+        }
+    }
+
+    /// Back to the queue; `by` is asked again only once it has reported anew. `failed`: why, if not for want of room.
+    fn requeue(&mut self, by: MemberId, failed: Option<GenerateError>, now: Time, actions: &mut Vec<Action>) {
+        self.close(Leg::Decode, actions);
+        self.close(Leg::Prefill, actions);
+        self.renew_at = None;
+        self.state = State::Queued { since: now };
+        let wait_ms = match failed {
+            Some(_) => self.queue_ms.min(self.config.replace_ms),
+            None => self.queue_ms,
+        };
+        self.failed = failed;
+        self.queue_deadline = now.after_ms(wait_ms).min(self.deadline);
+        actions.push(Action::Requeue { by });
     }
 
     fn place(&self, leg: Leg) -> Option<&Place> {
@@ -460,12 +487,9 @@ impl Life {
     fn tick(&mut self, now: Time, actions: &mut Vec<Action>) {
         match self.state {
             State::Queued { .. } if now >= self.queue_deadline => {
-                let error = match self.lost.take() {
-                    Some(node) => GenerateError::NodeLost { node },
-                    None => GenerateError::QueueTimeout {
-                        retry_after: SHED_RETRY,
-                    },
-                };
+                let error = self.failed.take().unwrap_or(GenerateError::QueueTimeout {
+                    retry_after: SHED_RETRY,
+                });
                 self.fail(error, actions);
             }
             State::Reserving { until } if now >= until => {
@@ -480,9 +504,13 @@ impl Life {
                 self.close(Leg::Prefill, actions);
                 self.end(Ok(reason), actions);
             }
-            State::Failing { until, ref error } if now >= until => {
+            State::Failing {
+                until,
+                ref error,
+                avoid,
+            } if now >= until => {
                 let error = error.clone();
-                self.fail(error, actions);
+                self.give_up(error, avoid, now, actions);
             }
             _ if self.renew_at.is_some_and(|at| now >= at) => {
                 self.renew_at = Some(now.after_ms(self.renew_ms));

@@ -51,15 +51,17 @@ async fn a_decode_node_that_dies_ends_the_request_once_and_cancels_the_other_leg
 }
 
 #[tokio::test]
-async fn a_prefill_node_that_dies_is_the_one_that_is_named() {
+async fn another_prefill_node_takes_the_place_of_one_that_dies() {
     let router = router().await;
-    let mut prefill = router.prefill_node("prefill-0").await;
+    let mut first = router.prefill_node("prefill-0").await;
     let mut decode = router.decode_node("decode-0").await;
     let mut answer = router.generate(prompt("Hello")).await.expect("admitted");
+    answer.started().await;
     let open = decode.call().await;
     open.ticket(&decode.address).await;
-    let run = prefill.call().await;
+    let run = first.call().await;
     run.started().await;
+    let mut second = router.prefill_node("prefill-1").await;
     // As a decode node does whose peer goes away; the router hears of it first.
     open.fail(status::unavailable(
         "PEER_LOST",
@@ -67,11 +69,18 @@ async fn a_prefill_node_that_dies_is_the_one_that_is_named() {
         Duration::from_secs(1),
     ))
     .await;
-    prefill.kill();
-    let status = answer.failure().await;
-    assert_eq!(status::reason(&status).as_deref(), Some("NODE_LOST"));
-    assert_eq!(status::metadata(&status, "node").as_deref(), Some("prefill-0"));
+    first.kill();
     open.closed().await;
+    // Blocks are reserved anew.
+    let open = decode.call().await;
+    open.ticket(&decode.address).await;
+    second.call().await.done(7, pb::EndReason::Unspecified).await;
+    open.verified().await;
+    open.tokens(0, &ids("!")).await;
+    assert_eq!(answer.delta().await.text, "!");
+    open.ended(pb::EndReason::Length).await;
+    let served = answer.finish().await.finished.served.expect("it says who served it");
+    assert_eq!((served.prefill_node.as_str(), served.attempts), ("prefill-1", 2));
     router.is_idle().await;
 }
 

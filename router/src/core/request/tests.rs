@@ -236,7 +236,7 @@ fn an_answer_is_one_though_the_decode_leg_says_first_that_nothing_came() {
     run.step(Event::DecodeFailed(failed("PEER_LOST")))
         .step(done(None))
         .sleep();
-    assert_eq!((run.ids().len(), run.end()), (0, Some(Err("NODE_FAILED"))));
+    assert!(run.ids().is_empty() && run.life.queued());
 }
 
 #[test]
@@ -287,13 +287,20 @@ fn each_state_has_a_deadline() {
     let ticket = || Event::Ticket { lease_ms: 200_000 };
     for (events, code, ms) in [
         (vec![], "QUEUE_TIMEOUT", QUEUE_MS),
-        (vec![handoff()], "RESERVE_TIMEOUT", 10 + CONFIG.reserve_ms),
+        (
+            vec![handoff()],
+            "RESERVE_TIMEOUT",
+            10 + CONFIG.reserve_ms + CONFIG.replace_ms,
+        ),
         (vec![local()], "DEADLINE_EXCEEDED", DEADLINE_MS),
         (vec![handoff(), ticket()], "DEADLINE_EXCEEDED", DEADLINE_MS),
         (vec![handoff(), ticket(), verified()], "DEADLINE_EXCEEDED", DEADLINE_MS),
     ] {
         let mut run = Run::steps(8, events.clone());
         run.sleep();
+        if run.life.queued() {
+            run.sleep();
+        }
         let Some(Action::End(Err(error))) = run.actions.last() else {
             panic!("{events:?} must end");
         };
@@ -306,47 +313,12 @@ fn each_state_has_a_deadline() {
 }
 
 #[test]
-fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
+fn a_node_lost_while_tokens_leave_ends_the_request() {
     let ticket = || Event::Ticket { lease_ms: 9_000 };
-    let lost = || LegError::Lost;
-    for events in [
-        vec![handoff(), ticket(), Event::DecodeFailed(lost())],
-        vec![handoff(), ticket(), Event::PrefillFailed(lost())],
-        vec![
-            handoff(),
-            ticket(),
-            verified(),
-            tokens(0, &[1]),
-            Event::DecodeFailed(lost()),
-        ],
-        // It stops in the middle of the answer.
-        vec![
-            handoff(),
-            ticket(),
-            verified(),
-            tokens(0, &[1]),
-            Event::DecodeFailed(LegError::Refused),
-        ],
-        // One leg suffers from the other's loss, and may be the first to say so.
-        vec![
-            handoff(),
-            ticket(),
-            Event::DecodeFailed(failed("ABORTED")),
-            Event::PrefillFailed(lost()),
-        ],
-        vec![
-            handoff(),
-            ticket(),
-            Event::PrefillFailed(failed("PUSH")),
-            Event::DecodeFailed(lost()),
-        ],
-    ] {
-        let run = Run::steps(8, events.clone());
-        assert_eq!(
-            (run.end(), run.closed().len()),
-            (Some(Err("NODE_LOST")), 2),
-            "{events:?}"
-        );
+    for last in [LegError::Lost, LegError::Refused] {
+        let mut run = Run::steps(8, [handoff(), ticket(), verified(), tokens(0, &[1])]);
+        run.step(Event::DecodeFailed(last));
+        assert_eq!((run.end(), run.closed().len()), (Some(Err("NODE_LOST")), 2));
     }
     // Once decoding, the prefill node may die.
     let run = Run::steps(
@@ -355,7 +327,7 @@ fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
             handoff(),
             ticket(),
             verified(),
-            Event::PrefillFailed(lost()),
+            Event::PrefillFailed(LegError::Lost),
             tokens(0, &[1]),
             decode_ended(EndReason::Stop),
         ],
@@ -364,13 +336,75 @@ fn a_lost_node_ends_the_request_and_closes_the_other_leg() {
 }
 
 #[test]
+fn what_fails_before_a_token_left_is_dispatched_anew_without_the_node_at_fault() {
+    let prefill = |error| Event::PrefillFailed(error);
+    let decode = |error| Event::DecodeFailed(error);
+    let check = |at: &[Event], failures: &[Event], waits: bool, by: u64| {
+        let mut run = Run::steps(8, [handoff(), Event::Ticket { lease_ms: 9_000 }]);
+        at.iter().chain(failures).for_each(|event| {
+            run.step(event.clone());
+        });
+        if waits {
+            assert!(!run.life.queued(), "{failures:?}");
+            run.sleep();
+        }
+        assert!(run.life.queued(), "{failures:?}");
+        let expected = Action::Requeue { by: MemberId(by) };
+        assert_eq!(run.actions.last(), Some(&expected), "{failures:?}");
+        assert_eq!(run.closed().len(), 2);
+        // Whatever the attempt that is over still says changes nothing.
+        run.step(handoff())
+            .step(Event::Ticket { lease_ms: 9_000 })
+            .step(attempt_tokens(1, 0, &[9]));
+        run.step(verified())
+            .step(attempt_tokens(2, 0, &[5]))
+            .step(decode_ended(EndReason::Stop));
+        run.step(done(None));
+        assert_eq!((run.ids(), run.end()), (vec![5], Some(Ok(EndReason::Stop))));
+    };
+    let checksum = || failed("HANDOFF_REJECTED");
+    check(&[], &[prefill(LegError::Lost)], false, 1);
+    check(&[], &[decode(LegError::Lost)], false, 2);
+    check(&[verified()], &[decode(LegError::Lost)], false, 2);
+    // One leg suffers from the other's loss, and may be the first to say so.
+    check(&[], &[decode(failed("ABORTED")), prefill(LegError::Lost)], false, 1);
+    check(&[], &[prefill(failed("PEER_LOST")), decode(LegError::Lost)], false, 2);
+    // A decode node that waits for KV fails by its sender.
+    check(&[started()], &[prefill(checksum()), decode(checksum())], false, 1);
+    check(&[started()], &[decode(failed("LEASE_ENDED"))], true, 1);
+    check(&[], &[prefill(checksum())], true, 1);
+}
+
+#[test]
+fn what_fails_again_and_again_ends_the_request() {
+    let mut run = Run::new(8);
+    for _ in 0..CONFIG.max_attempts {
+        assert_eq!(run.end(), None);
+        run.step(handoff()).step(Event::Ticket { lease_ms: 9_000 });
+        run.step(Event::PrefillFailed(failed("HANDOFF_REJECTED")));
+        run.step(Event::DecodeFailed(failed("HANDOFF_REJECTED")));
+    }
+    assert_eq!(run.end(), Some(Err("NODE_FAILED")));
+    // Nobody takes its place: the failure is told, not the wait.
+    let mut run = Run::steps(8, [local(), Event::DecodeFailed(failed("ENGINE"))]);
+    assert!(run.life.queued());
+    run.sleep();
+    assert_eq!(run.end(), Some(Err("NODE_FAILED")));
+}
+
+#[test]
 fn a_leg_that_gives_up_is_reported_after_a_moment() {
+    let hopeless = LegError::Failed {
+        code: "ENGINE".to_owned(),
+        message: "no".to_owned(),
+        retryable: false,
+    };
     let mut run = Run::steps(
         8,
         [
             handoff(),
             Event::Ticket { lease_ms: 9_000 },
-            Event::PrefillFailed(failed("ENGINE")),
+            Event::PrefillFailed(hopeless),
         ],
     );
     assert_eq!(run.end(), None);
