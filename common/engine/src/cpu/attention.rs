@@ -173,6 +173,7 @@ pub(super) struct TileStep {
     /// read, their values are not.
     pub(super) seen: [u32; STEP_QUERIES],
     /// Keys and values of tiles that will be wanted soon: the next one, and one further on. May be null.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) ahead: [[*const u16; 2]; 2],
     /// `[count]`.
     pub(super) running: *mut Running,

@@ -22,6 +22,8 @@ use super::{
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod kinds;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -120,70 +122,10 @@ pub(super) fn tile_fn(isa: Isa, kind: PanelKind, rows: usize) -> TileFn {
         Isa::Avx512 | Isa::Avx512Bf16 => avx512::tile_fn(kind, rows),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::tile_fn(kind, rows),
-        _ => portable::tile_fn(kind),
-    }
-}
-
-/// `$tile::<KIND, R>` for a row count R known at run time.
-macro_rules! by_rows {
-    ($rows:expr, $tile:ident $(, $kind:ident)?) => {
-        match $rows {
-            1 => $tile::<$($kind,)? 1>,
-            2 => $tile::<$($kind,)? 2>,
-            3 => $tile::<$($kind,)? 3>,
-            4 => $tile::<$($kind,)? 4>,
-            5 => $tile::<$($kind,)? 5>,
-            6 => $tile::<$($kind,)? 6>,
-            7 => $tile::<$($kind,)? 7>,
-            8 => $tile::<$($kind,)? 8>,
-            12 => $tile::<$($kind,)? 12>,
-            other => unreachable!("a tile of {other} rows"),
+        _ => {
+            let _ = rows;
+            portable::tile_fn(kind)
         }
-    };
-}
-use by_rows;
-
-/// `tile_fn` of one instruction set, from its `quantised::<KIND, R>`, `bf16::<R>` and `float::<R>`.
-macro_rules! by_kind {
-    ($kind:expr, $rows:expr) => {
-        match $kind {
-            PanelKind::Q4_0 => by_rows!($rows, quantised, Q4_0),
-            PanelKind::Q4_1 => by_rows!($rows, quantised, Q4_1),
-            PanelKind::Q5_0 => by_rows!($rows, quantised, Q5_0),
-            PanelKind::Q5_1 => by_rows!($rows, quantised, Q5_1),
-            PanelKind::Q8_0 => by_rows!($rows, quantised, Q8_0),
-            PanelKind::Q4K => by_rows!($rows, quantised, Q4K),
-            PanelKind::Q5K => by_rows!($rows, quantised, Q5K),
-            PanelKind::Q6K => by_rows!($rows, quantised, Q6K),
-            PanelKind::Bf16 => by_rows!($rows, bf16),
-            PanelKind::F32 => by_rows!($rows, float),
-        }
-    };
-}
-use by_kind;
-
-/// Kinds as const generics.
-const Q4_0: u8 = 0;
-const Q4_1: u8 = 1;
-const Q5_0: u8 = 2;
-const Q5_1: u8 = 3;
-const Q8_0: u8 = 4;
-const Q4K: u8 = 5;
-const Q5K: u8 = 6;
-const Q6K: u8 = 7;
-
-/// What [`Q4_0`] and its like stand for.
-const fn kind(number: u8) -> PanelKind {
-    match number {
-        Q4_0 => PanelKind::Q4_0,
-        Q4_1 => PanelKind::Q4_1,
-        Q5_0 => PanelKind::Q5_0,
-        Q5_1 => PanelKind::Q5_1,
-        Q8_0 => PanelKind::Q8_0,
-        Q4K => PanelKind::Q4K,
-        Q5K => PanelKind::Q5K,
-        Q6K => PanelKind::Q6K,
-        _ => PanelKind::F32,
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn tree_sum(mut lanes: [f32; LANES]) -> f32 {
 /// Below this, [`exp`] is 0.
 pub(crate) const EXP_LOW: f32 = -87.0;
 /// Above this, [`exp`] is infinite.
-pub(crate) const EXP_HIGH: f32 = 88.0;
+const EXP_HIGH: f32 = 88.0;
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// 1.5 × 2^23: adding it rounds to an integer, which then lies in the low bits.
 pub(crate) const ROUND: f32 = 12_582_912.0;

@@ -132,6 +132,7 @@ impl PanelKind {
     }
 
     /// Cache lines from one group to the next, not counting what scales lie elsewhere.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub(super) const fn group_lines(self) -> usize {
         let quants = match self {
             Self::Q8_0 => 512,

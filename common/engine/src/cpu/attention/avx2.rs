@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{Running, TILE, TileStep};
-use crate::cpu::math::{self, EXP_HIGH, EXP_LOW, EXP_POLYNOMIAL, LANES, LN2_HIGH, LN2_LOW, LOG2_E, ROUND};
+use crate::cpu::math::{self, EXP_LOW, EXP_POLYNOMIAL, LANES, LN2_HIGH, LN2_LOW, LOG2_E, ROUND};
 
 /// Lanes of a ymm register.
 const HALF: usize = 8;
@@ -156,7 +156,7 @@ unsafe fn weigh_last(step: &TileStep, acc: *mut f32, at: usize, p: &[f32; TILE],
     }
 }
 
-/// [`math::exp`].
+/// [`math::exp`] of numbers that are not positive.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn exp(x: __m256) -> __m256 {
@@ -174,10 +174,5 @@ fn exp(x: __m256) -> __m256 {
     let power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), bias), 23);
     let y = _mm256_mul_ps(y, _mm256_castsi256_ps(power));
     let low = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_LOW), _CMP_LT_OQ);
-    let high = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_HIGH), _CMP_GT_OQ);
-    _mm256_blendv_ps(
-        _mm256_blendv_ps(y, _mm256_setzero_ps(), low),
-        _mm256_set1_ps(f32::INFINITY),
-        high,
-    )
+    _mm256_blendv_ps(y, _mm256_setzero_ps(), low)
 }

@@ -7,7 +7,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Packed, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, kind};
+use super::{
+    Packed, Tile, TileFn,
+    kinds::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, by_kind, by_rows, kind},
+};
 use crate::cpu::{
     math::LANES,
     rows::GROUP,

@@ -3,7 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Packed, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tile, TileFn, by_kind, by_rows, kind};
+use super::{
+    Packed, Tile, TileFn,
+    kinds::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, by_kind, by_rows, kind},
+};
 use crate::cpu::{
     math::LANES,
     rows::GROUP,
@@ -34,7 +37,7 @@ unsafe fn quantised<const KIND: u8, const R: usize>(tile: &Tile) {
         for g in 0..tile.k / GROUP {
             let (scales, quants) = tile.shape.group(kind, g);
             let (scales, quants) = (tile.panel.add(scales), tile.panel.add(quants));
-            for line in 0..const { super::kind(KIND).group_lines() } {
+            for line in 0..const { self::kind(KIND).group_lines() } {
                 ahead::<R>(quants.add(line * 64));
             }
             let packed = Packed::group(tile, g, R);
