@@ -106,7 +106,7 @@ async fn tell(update: Update, attempt: Attempt, stream: &mut SequenceStream, eve
                 return true;
             }
             // Of prefills only.
-            Update::Computed { .. } => continue,
+            Update::Layers { .. } | Update::Computed { .. } => continue,
         };
         events.send(event(message)).await;
     }

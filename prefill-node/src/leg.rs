@@ -136,8 +136,8 @@ async fn compute(
                 let first = first.ok_or_else(|| baton_node::status::internal("a prefill drew no token"))?;
                 return Ok(Computed { first, timings });
             }
-            // Of handed sequences only.
-            Update::Verified { .. } => {}
+            // Blocks leave whole. The other is of handed sequences only.
+            Update::Layers { .. } | Update::Verified { .. } => {}
         }
     }
 }

@@ -62,6 +62,11 @@ pub struct Arena {
 impl Decoder {
     /// One step: appends the KV of every row, and draws a token for each sampling span; the backend keeps what was drawn.
     pub fn run(&self, ops: &mut impl Ops) {
+        self.run_telling(ops, |_| {});
+    }
+
+    /// The same; tells how many layers have the KV of every row in the pool, after each layer.
+    pub fn run_telling(&self, ops: &mut impl Ops, told: impl Fn(usize)) {
         let arena = &self.arena;
         ops.embed(self.embedding, arena.residual);
         ops.rms_norm(
@@ -73,6 +78,8 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             ops.linear(layer.qkv, arena.normed, arena.qkv);
             ops.qkv_post(index, &layer.qkv_post, arena.qkv);
+            // It ends in a barrier: every thread has appended its rows.
+            told(index + 1);
             ops.attention(index, arena.qkv, arena.attended);
             ops.linear(layer.attention_output, arena.attended, arena.delta);
             ops.add_rms_norm(

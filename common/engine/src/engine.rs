@@ -34,6 +34,10 @@ pub enum StepError {
     Lost(String),
 }
 
+/// Is told within a step, by the thread that called [`Engine::step`], of how many layers the KV of all the step's rows is in the pool: 1, 2, … up to all, each
+/// once and in this order. Whoever the watch tells may read these layers. Short: the step waits for it.
+pub type LayerWatch = Box<dyn Fn(usize) + Send + Sync>;
+
 /// Runs steps. Driven by one thread; its KV memory is shared with the transports.
 pub trait Engine: Send {
     /// The model.
@@ -44,6 +48,9 @@ pub trait Engine: Send {
 
     /// The pool's bytes.
     fn memory(&self) -> Arc<dyn KvMemory>;
+
+    /// Tells `watch` how far each further step is. An engine that cannot say tells nothing.
+    fn watch_layers(&mut self, _watch: LayerWatch) {}
 
     /// Computes `plan`: appends the KV of every row, and draws one token per sampling span into `output` (cleared first).
     /// A row's result depends only on its sequence's tokens, never on what else is in the plan.

@@ -29,7 +29,7 @@ pub mod simulated;
 
 pub use config::{Architecture, ConfigError, ModelConfig};
 pub use cpu::Isa;
-pub use engine::{Engine, ModelSpec, StepError};
+pub use engine::{Engine, LayerWatch, ModelSpec, StepError};
 pub use identity::{BF16_CLASS, NUMERICS_CLASS};
 pub use info::ModelSummary;
 pub use llama::LlamaEngine;

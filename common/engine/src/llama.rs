@@ -7,7 +7,7 @@ use baton_kv::{KvDtype, KvIdentity, KvLayout, KvMemory};
 use baton_scheduler::{StepOutput, StepPlan};
 
 use crate::{
-    Engine, ModelConfig, ModelSpec, StepError,
+    Engine, LayerWatch, ModelConfig, ModelSpec, StepError,
     checkpoint::Checkpoint,
     cpu::{CpuBackend, CpuBackendBuilder, CpuConfig, CpuOps, Isa, LoadError, Loading, PARTIAL_BYTES},
     decoder::{Arena, Decoder, Layer},
@@ -21,6 +21,7 @@ pub struct LlamaEngine {
     decoder: Decoder,
     model: ModelSpec,
     identity: KvIdentity,
+    watch: Option<LayerWatch>,
 }
 
 /// Bounds of the engine to be loaded.
@@ -108,6 +109,7 @@ impl LlamaEngine {
             decoder,
             model,
             identity,
+            watch: None,
         })
     }
 
@@ -153,8 +155,24 @@ impl Engine for LlamaEngine {
         self.backend.memory()
     }
 
+    fn watch_layers(&mut self, watch: LayerWatch) {
+        self.watch = Some(watch);
+    }
+
     fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
-        self.step_with(plan, output, &|decoder, ops| decoder.run(ops))
+        let Some(watch) = self.watch.take() else {
+            return self.step_with(plan, output, &|decoder, ops| decoder.run(ops));
+        };
+        let result = self.step_with(plan, output, &|decoder, ops| {
+            let caller = ops.thread() == 0;
+            decoder.run_telling(ops, |layers| {
+                if caller {
+                    watch(layers);
+                }
+            });
+        });
+        self.watch = Some(watch);
+        result
     }
 }
 

@@ -16,7 +16,7 @@ use baton_kv::{BlockId, IdentityBuilder, KvDtype, KvIdentity, KvLayout, KvMemory
 use baton_scheduler::{Sample, Sampled, Span, StepOutput, StepPlan};
 
 use crate::{
-    Engine, ModelSpec, StepError,
+    Engine, LayerWatch, ModelSpec, StepError,
     plan_check::{PlanCheck, PlanLimits},
     sampler::{SamplerScratch, draw},
 };
@@ -133,6 +133,7 @@ pub struct SimulatedEngine {
     scratch: Vec<u8>,
     logits: Vec<f32>,
     sampler: SamplerScratch,
+    watch: Option<LayerWatch>,
 }
 
 /// Tokens that are likely at a place.
@@ -182,6 +183,7 @@ impl SimulatedEngine {
             scratch: Vec::new(),
             logits: Vec::new(),
             sampler: SamplerScratch::default(),
+            watch: None,
         }
     }
 
@@ -243,12 +245,19 @@ impl Engine for SimulatedEngine {
         self.memory.clone()
     }
 
+    fn watch_layers(&mut self, watch: LayerWatch) {
+        self.watch = Some(watch);
+    }
+
     fn step(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), StepError> {
         let start = Instant::now();
         output.sampled.clear();
         self.check.check(plan)?;
         for span in &plan.spans {
             self.append(plan, span);
+        }
+        if let Some(watch) = &self.watch {
+            (1..=self.config.layers).for_each(watch);
         }
         for span in &plan.spans {
             if let Some(sample) = &span.sample {

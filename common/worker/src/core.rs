@@ -16,8 +16,9 @@ use baton_transfer::{
 };
 
 use crate::{
-    Load, SequenceError, SequenceStream, SequenceTimings, Work, WorkerMetrics,
+    HeldBlocks, Load, SequenceError, SequenceStream, SequenceTimings, Work, WorkerMetrics,
     error::abort_code,
+    last_chunks::LastChunk,
     limits,
     load::Rates,
     mailbox::{Mailbox, Posted},
@@ -184,9 +185,9 @@ impl Core {
     }
 
     fn join(&mut self, id: SequenceId, stage: Stage, role: Role, prompt_tokens: usize, now: Time) -> SequenceStream {
-        // A prefill reports each block at most once, and a few things more: its stream never overflows.
+        // A prefill reports each block and each layer at most once, and a few things more: its stream never overflows.
         let capacity = match role {
-            Role::Prefill => self.layout.blocks_for(prompt_tokens) + limits::PREFILL_UPDATES,
+            Role::Prefill => self.layout.blocks_for(prompt_tokens) + self.layout.layers + limits::PREFILL_UPDATES,
             Role::Decode => self.update_capacity,
         };
         let (updates, stream) = stream(id, capacity, self.mailbox.clone());
@@ -217,6 +218,36 @@ impl Core {
     pub(crate) fn plan(&mut self, plan: &mut StepPlan) -> bool {
         plan.clear();
         !self.lost && self.scheduler.plan(&mut self.pool, plan, &mut self.events)
+    }
+
+    /// The prompts that `plan`, which was just made, ends, as far as their layers are worth telling of: every `layers_bytes` bytes.
+    pub(crate) fn last_chunks(&mut self, plan: &StepPlan, layers_bytes: usize) -> Vec<LastChunk> {
+        let mut chunks = Vec::new();
+        for span in plan.sampling_spans() {
+            let member = self.members.get(&span.sequence);
+            let Some(member) = member.filter(|member| member.role == Role::Prefill) else {
+                continue;
+            };
+            let (layout, tokens, table) = (&self.layout, member.prompt_tokens, plan.table(span));
+            let first = member.reported_blocks;
+            let bytes = (tokens - first * layout.block_tokens) * layout.token_bytes();
+            let every = layers_bytes.div_ceil(bytes.div_ceil(layout.layers));
+            if every < layout.layers {
+                let blocks = table[first..layout.blocks_for(tokens)].to_vec();
+                self.pool.retain(&blocks);
+                self.held_reads += blocks.len();
+                let hold = HeldBlocks::new(blocks, self.mailbox.clone());
+                chunks.push(LastChunk::new(
+                    member.updates.downgrade(),
+                    tokens,
+                    every,
+                    layout.layers,
+                    table,
+                    hold,
+                ));
+            }
+        }
+        chunks
     }
 
     /// Takes in the planned step's result.

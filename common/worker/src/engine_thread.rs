@@ -32,10 +32,15 @@ pub(crate) fn spawn(mut engine: Box<dyn Engine>, shared: Arc<Shared>) -> std::io
 
 fn run(engine: &mut dyn Engine, shared: &Shared) {
     let (mut plan, mut output) = (StepPlan::default(), StepOutput::default());
+    engine.watch_layers(shared.last_chunks.watch());
     while !shared.mailbox.is_stopped() {
         let (planned, _) = shared.turn(|core, _| {
             let planned = core.plan(&mut plan);
-            if !planned {
+            if planned {
+                shared
+                    .last_chunks
+                    .begin(core.last_chunks(&plan, shared.last_chunks.bytes));
+            } else {
                 core.check_idle();
             }
             planned
@@ -54,6 +59,7 @@ fn step(engine: &mut dyn Engine, shared: &Shared, plan: &StepPlan, output: &mut 
     let result = catch_unwind(AssertUnwindSafe(|| engine.step(plan, output)))
         .unwrap_or_else(|panic| Err(StepError::Lost(panic_message(panic.as_ref()))));
     let duration = started.elapsed();
+    shared.last_chunks.end();
     match result {
         Ok(()) => {
             let (kind, prefill_rows, decode_rows) = step_rows(plan);

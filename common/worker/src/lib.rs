@@ -21,6 +21,7 @@ mod core;
 mod engine_thread;
 mod error;
 mod kv_subscription;
+mod last_chunks;
 mod limits;
 mod load;
 mod mailbox;

@@ -14,6 +14,10 @@ pub(crate) const KV_EVENT_BATCHES: usize = baton_node::limits::REGISTRY_EVENTS;
 /// Between two looks at passed deadlines, whatever the receiver says of the next one.
 pub(crate) const TICK_MIN: Duration = Duration::from_millis(1);
 
+/// Bytes of KV, over a step's layers, after which a push may send on while the step goes on: so many are worth a frame of their own, and a chunk of
+/// twice as many the trouble.
+pub(crate) const LAYERS_BYTES: usize = 1 << 20;
+
 /// Changes of load are told to a router at most this often: often enough to place by, and no more than 20 messages a second.
 pub(crate) const LOAD_COALESCE: Duration = Duration::from_millis(50);
 

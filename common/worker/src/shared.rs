@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Load, WorkerMetrics,
     core::Core,
+    last_chunks::LastChunks,
     limits,
     mailbox::{Mailbox, Posted},
 };
@@ -25,6 +26,7 @@ pub struct Shared {
     pub(crate) memory: Arc<dyn KvMemory>,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) fences: Fences,
+    pub(crate) last_chunks: LastChunks,
     load: watch::Sender<Load>,
     kv_events: broadcast::Sender<Arc<[KvEvent]>>,
     /// An earlier deadline than the timer's has come up.
@@ -42,6 +44,7 @@ impl Shared {
         memory: Arc<dyn KvMemory>,
         metrics: WorkerMetrics,
         fences: Fences,
+        last_chunks: LastChunks,
     ) -> Self {
         let load = watch::Sender::new(core.load());
         Self {
@@ -50,6 +53,7 @@ impl Shared {
             memory,
             metrics,
             fences,
+            last_chunks,
             load,
             kv_events: broadcast::Sender::new(limits::KV_EVENT_BATCHES),
             deadline_moved: Notify::new(),

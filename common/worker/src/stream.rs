@@ -52,6 +52,17 @@ pub enum Update {
         /// Keeps the blocks that became complete readable.
         hold: HeldBlocks,
     },
+    /// Prefill only, within the step that ends the prompt: the first layers of all of it are in the pool, and do not change any more.
+    Layers {
+        /// Prompt tokens: all.
+        computed_tokens: usize,
+        /// How many layers.
+        layers: usize,
+        /// The sequence's table.
+        table: Arc<[BlockId]>,
+        /// With the first such update: keeps the blocks readable that the step completes.
+        hold: Option<HeldBlocks>,
+    },
     /// Handed over only: the prompt's KV has arrived and is what its sender computed.
     Verified {
         /// Bytes that crossed.
@@ -134,6 +145,11 @@ impl UpdateSender {
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         }
+    }
+
+    /// For those who may send while the sequence lives.
+    pub(crate) fn downgrade(&self) -> mpsc::WeakSender<Update> {
+        self.updates.downgrade()
     }
 
     /// Ends the stream with `error`, after what was sent before.

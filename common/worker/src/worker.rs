@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::{
     KvSubscription, Load, SequenceError, SequenceStream, Shared, Work, WorkerMetrics, core::Core, engine_thread,
-    mailbox::Mailbox, prepare::Prepared,
+    last_chunks::LastChunks, limits::LAYERS_BYTES, mailbox::Mailbox, prepare::Prepared,
 };
 
 /// What a worker needs to know.
@@ -31,6 +31,8 @@ pub struct WorkerConfig {
     pub max_handoffs: usize,
     /// Updates that wait for the reader of a decoding sequence; one more cuts it.
     pub max_updates: usize,
+    /// Of a prompt's last chunk a push is told while the step goes on, each time that layers with so many bytes of KV are complete.
+    pub layers_bytes: usize,
 }
 
 impl WorkerConfig {
@@ -44,6 +46,7 @@ impl WorkerConfig {
             drain_ms: baton_transfer::limits::DRAIN_MS,
             max_handoffs: baton_transfer::limits::MAX_HANDOFFS,
             max_updates: limits::SEQUENCE_EVENTS,
+            layers_bytes: LAYERS_BYTES,
         }
     }
 }
@@ -132,7 +135,14 @@ impl Worker {
             fences.clone(),
             metrics.clone(),
         );
-        let shared = Arc::new(Shared::new(core, mailbox, memory, metrics, fences));
+        let shared = Arc::new(Shared::new(
+            core,
+            mailbox,
+            memory,
+            metrics,
+            fences,
+            LastChunks::new(config.layers_bytes),
+        ));
         engine_thread::spawn(engine, shared.clone())?;
         let (timed, stop) = (shared.clone(), lifecycle.shutdown_token());
         lifecycle.spawn(async move {

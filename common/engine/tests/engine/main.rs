@@ -7,6 +7,7 @@ mod golden_bits;
 mod goldens;
 mod hostile;
 mod hostile_directories;
+mod layers;
 mod naive;
 mod resume;
 mod same_bits;

@@ -189,7 +189,7 @@ async fn a_prefill_reports_its_blocks_and_they_stay_held_while_read() {
             }
             Update::Token { token, .. } => first_tokens.push(token),
             Update::Finished { reason, .. } => break reason,
-            Update::Started { .. } | Update::Verified { .. } => {}
+            Update::Started { .. } | Update::Layers { .. } | Update::Verified { .. } => {}
         }
     };
     assert_eq!((reported, reason), (43, FinishReason::Length));
