@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod fault_proxy;
 pub mod http;
 pub mod leak;
+pub mod legs;
 pub mod netns;
 pub mod process;
 

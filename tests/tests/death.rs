@@ -86,6 +86,7 @@ async fn prefill_killed_while_the_prompt_is_computed() {
         prefill: 2,
         ..ClusterOptions::default()
     });
+    cluster.allow("a node was lost");
     let mut api = client::connect(&cluster).await;
     let prompt: Vec<u32> = (0..3_000).map(|token| 300 + token * 7 % 4_000).collect();
     let mut answers = Vec::new();

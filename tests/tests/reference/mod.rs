@@ -8,7 +8,7 @@ use baton_text::ModelText;
 
 /// An engine and its tokenizer.
 pub(crate) struct Reference {
-    engine: Box<dyn Engine>,
+    pub(crate) engine: Box<dyn Engine>,
     text: ModelText,
 }
 
@@ -31,7 +31,7 @@ impl Reference {
             threads: 2,
             isa: None,
             kv_bytes: 64 << 20,
-            max_rows: 512,
+            max_rows: 1_024,
             max_sequences: 1,
             panel_cache: None,
         };
