@@ -4,13 +4,45 @@
 use super::alloc::{Aligned, OutOfMemory};
 use crate::ops::Buffer;
 
-/// One buffer, `[rows, width]`, row r at `start + r * stride` floats of the arena.
+/// One buffer, `[rows, width]`, row r at `start + r * stride` floats of the arena. After the rows that all threads share come some of each thread's own.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     start: usize,
     width: usize,
+    /// Shared ones.
+    shared: usize,
+    /// All.
     rows: usize,
     stride: usize,
+}
+
+/// A set of buffers.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Buffers(u64);
+
+impl Buffers {
+    /// Buffers that an arena may have.
+    const MAX: usize = u64::BITS as usize;
+
+    pub(super) fn contains(self, buffer: Buffer) -> bool {
+        self.0 & (1 << buffer.0) != 0
+    }
+
+    pub(super) fn insert(&mut self, buffer: Buffer) {
+        self.0 |= 1 << buffer.0;
+    }
+
+    pub(super) fn remove(&mut self, buffer: Buffer) {
+        self.0 &= !(1 << buffer.0);
+    }
+
+    pub(super) fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
 }
 
 /// All buffers in one allocation.
@@ -31,9 +63,14 @@ impl Default for Arena {
 }
 
 impl Arena {
-    /// Plans a buffer. Rows start on cache lines, have room for whole panels of 16 outputs, and do not lie a multiple of 4 KiB
+    /// Plans a buffer of `rows` rows, and `own` for each of `threads` threads. Rows start on cache lines, have room for whole panels of 16 outputs, and do not lie a multiple of 4 KiB
     /// apart (they would compete for the same cache sets).
-    pub(super) fn plan(&mut self, width: usize, rows: usize) -> Buffer {
+    ///
+    /// # Panics
+    /// Beyond [`Buffers::MAX`] buffers.
+    pub(super) fn plan(&mut self, width: usize, shared: usize, own: usize, threads: usize) -> Buffer {
+        assert!(self.places.len() < Buffers::MAX, "too many buffers");
+        let rows = shared.saturating_add(own.saturating_mul(threads));
         let mut stride = width.next_multiple_of(16);
         if stride.is_multiple_of(1024) {
             stride += 16;
@@ -41,6 +78,7 @@ impl Arena {
         self.places.push(Place {
             start: self.len,
             width,
+            shared,
             rows,
             stride,
         });
@@ -65,6 +103,12 @@ impl Arena {
 
     pub(super) fn stride(&self, buffer: Buffer) -> usize {
         self.places[buffer.0].stride
+    }
+
+    /// A thread's own row of a buffer that has `own` for each.
+    pub(super) fn own_row(&self, buffer: Buffer, thread: usize, own: usize, row: usize) -> usize {
+        assert!(row < own, "row outside a thread's own");
+        self.places[buffer.0].shared + thread * own + row
     }
 
     /// Start of a row, of which `stride` floats may be touched.

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 use baton_kv::TokenId;
@@ -12,7 +12,7 @@ use baton_scheduler::{Sampled, StepPlan};
 use super::{
     activations::{Activations, Form, PackScratch},
     alloc::Aligned,
-    arena::Arena,
+    arena::{Arena, Buffers},
     attention::{Partials, State},
     builder::{CpuBackendBuilder, CpuConfig, LoadError},
     draw::SharedRows,
@@ -32,7 +32,7 @@ use crate::{
     sampler::SamplerScratch,
 };
 
-/// Rows that every thread packs for itself rather than meeting at one more barrier.
+/// Rows that every thread norms and packs for itself rather than meeting at one more barrier.
 pub(super) const OWN_ROWS: usize = 2;
 
 /// Weights, arena, pool and threads. One step at a time.
@@ -63,6 +63,8 @@ pub(super) struct Core {
     pub(super) sampled: Aligned<Sampled>,
     pub(super) shared_rows: SharedRows,
     pub(super) not_finite: AtomicBool,
+    /// [`Buffers`] that the last step left in each thread's own rows.
+    own: AtomicU64,
 }
 
 /// One thread's own memory.
@@ -113,6 +115,7 @@ impl CpuBackend {
             sampled: Aligned::zeroed(config.max_sampling_rows)?,
             shared_rows: SharedRows::new(config.threads, arena.widest())?,
             not_finite: AtomicBool::new(false),
+            own: AtomicU64::new(0),
             config,
             isa,
             matrices,
@@ -176,13 +179,19 @@ impl CpuBackend {
         team.run(&|member| {
             let mut scratch = scratch[member.index()].lock().unwrap_or_else(PoisonError::into_inner);
             core.turn(member, places);
-            program(&mut CpuOps {
+            let mut ops = CpuOps {
                 core,
                 plan,
                 places,
                 member,
                 scratch: &mut scratch,
-            });
+                own: Buffers::default(),
+                read: Buffers::default(),
+            };
+            program(&mut ops);
+            if member.index() == 0 {
+                core.own.store(ops.own.bits(), Relaxed);
+            }
         })
         .map_err(|Broken| StepError::Lost("a compute thread panicked".into()))?;
         if core.not_finite.load(Relaxed) {
@@ -201,8 +210,14 @@ impl CpuBackend {
     /// # Panics
     /// When the buffer has no such row.
     pub fn row(&self, buffer: Buffer, row: usize) -> &[f32] {
+        let core = &self.core;
+        let row = if Buffers::from_bits(core.own.load(Relaxed)).contains(buffer) {
+            core.arena.own_row(buffer, 0, OWN_ROWS, row)
+        } else {
+            row
+        };
         // SAFETY: only steps write, and a step needs `&mut self`.
-        unsafe { self.core.arena.row(buffer, row) }
+        unsafe { core.arena.row(buffer, row) }
     }
 
     /// The pool's bytes.

@@ -7,7 +7,7 @@ use super::{
     alloc::OutOfMemory,
     arena::Arena,
     attention::TILE,
-    backend::CpuBackend,
+    backend::{CpuBackend, OWN_ROWS},
     isa::{Isa, UnsupportedIsa},
     math::LANES,
     weight::{Loading, WeightPlan},
@@ -190,7 +190,7 @@ impl<'a> CpuBackendBuilder<'a> {
 
     /// Plans an arena buffer of `rows` rows (`max_rows`, or `max_sampling_rows`) of `width`.
     pub fn buffer(&mut self, width: usize, rows: usize) -> Buffer {
-        self.arena.plan(width, rows)
+        self.arena.plan(width, rows, OWN_ROWS, self.config.threads)
     }
 
     /// Bytes of weights so far, as they will be held.

@@ -3,12 +3,18 @@
 //! Every unsafe row access below rests on the same rule: within a phase (between two barriers) each item (row, or part of a row, or panel)
 //! is written by the one thread that owns it, and nobody reads what the phase writes. Shares do not overlap, and [`Member::next_item`]
 //! gives each item out once.
+//!
+//! With few rows (a decoding step of one sequence or two) operations on whole rows do not divide them: each thread does all of them, into rows of its own
+//! that nobody else touches, and goes on without waiting. What such an operation reads of shared rows is not written again before all have met.
 #![allow(unsafe_code)]
+
+use std::ops::Range;
 
 use baton_scheduler::StepPlan;
 
 use super::{
     activations::{Activations, Form, PACK_COLUMNS, PackScratch, TILE_ROWS, tile_of, tile_start, tiles},
+    arena::Buffers,
     attention::TILE,
     backend::{Core, OWN_ROWS, Scratch},
     isa::Isa,
@@ -37,6 +43,10 @@ pub struct CpuOps<'a> {
     pub(super) places: &'a Places,
     pub(super) member: &'a Member<'a>,
     pub(super) scratch: &'a mut Scratch,
+    /// Buffers whose rows each thread has for itself.
+    pub(super) own: Buffers,
+    /// Shared buffers that some thread may still be reading: nobody has waited since.
+    pub(super) read: Buffers,
 }
 
 impl CpuOps<'_> {
@@ -53,6 +63,58 @@ impl CpuOps<'_> {
         assert_eq!(self.core.arena.width(buffer), width, "buffer of another width");
     }
 
+    /// Waits for all.
+    fn meet(&mut self) {
+        self.member.barrier();
+        self.read = Buffers::default();
+    }
+
+    /// Whether each thread does all rows for itself.
+    fn few(&self) -> bool {
+        self.rows() <= OWN_ROWS
+    }
+
+    /// The rows, of `total`, that an operation on whole rows does on this thread.
+    fn whole_rows(&self, total: usize) -> Range<usize> {
+        if self.few() { 0..total } else { self.member.share(total) }
+    }
+
+    /// Before an operation on whole rows writes `out`; afterwards [`Self::row_of`] says where. `read`: shared rows that it may read.
+    fn begin_rows(&mut self, out: Buffer, read: &[Buffer]) {
+        if self.few() {
+            read.iter()
+                .filter(|&&buffer| !self.own.contains(buffer))
+                .for_each(|&buffer| self.read.insert(buffer));
+            self.own.insert(out);
+        } else {
+            self.begin_shared(out);
+        }
+    }
+
+    /// Before threads write their shares of `out`.
+    fn begin_shared(&mut self, out: Buffer) {
+        if self.read.contains(out) {
+            self.meet();
+        }
+        self.own.remove(out);
+    }
+
+    /// After an operation on whole rows.
+    fn end_rows(&mut self) {
+        if !self.few() {
+            self.meet();
+        }
+    }
+
+    /// Where this thread finds a row of a buffer.
+    fn row_of(&self, buffer: Buffer, row: usize) -> usize {
+        if self.own.contains(buffer) {
+            self.core.arena.own_row(buffer, self.member.index(), OWN_ROWS, row)
+        } else {
+            row
+        }
+    }
+
     /// `out[r] = weight · x[r]` for `rows` rows.
     fn multiply(&mut self, weight: Weight, x: Buffer, out: Buffer, rows: usize) {
         let core = self.core;
@@ -60,14 +122,16 @@ impl CpuOps<'_> {
         self.check_width(x, matrix.k);
         self.check_width(out, matrix.n);
         assert_ne!(x, out, "a linear map cannot work in place");
+        self.begin_shared(out);
+        let first = self.row_of(x, 0);
         let Scratch { activations, pack, .. } = &mut *self.scratch;
-        let product = Product::new(core, self.member, matrix, x, rows, activations, pack);
+        let product = Product::new(core, self.member, matrix, (x, first), rows, activations, pack);
         product.share_tiles(self.member, matrix.panels(), |panel, row, tile_rows| {
             // SAFETY: these 16 outputs of these rows belong to this item.
             unsafe { product.tile(panel, row, tile_rows, core.panel_out(out, row, tile_rows, panel)) };
         });
         self.ask_for_next(weight, rows);
-        self.member.barrier();
+        self.meet();
     }
 }
 
@@ -108,12 +172,12 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// Packs `rows` rows of `x`: few of them each thread for itself, into `own`; more all threads together.
+    /// Packs `rows` rows of a buffer from a first one on: few of them each thread for itself, into `own`; more all threads together.
     fn new(
         core: &'a Core,
         member: &Member<'_>,
         matrix: &'a Matrix,
-        x: Buffer,
+        (x, x_row): (Buffer, usize),
         rows: usize,
         own: &'a Activations,
         scratch: &mut PackScratch,
@@ -127,7 +191,7 @@ impl<'a> Product<'a> {
             let mut tile = [&[][..]; TILE_ROWS];
             for (row, slot) in (first..first + tile_rows).zip(&mut tile) {
                 // SAFETY: nobody writes x in this phase.
-                *slot = unsafe { core.arena.row(x, row) };
+                *slot = unsafe { core.arena.row(x, x_row + row) };
             }
             // SAFETY: this part of the tile is this thread's own, or in its share.
             unsafe { activations.pack(core.isa, form, first, k, &tile[..tile_rows], columns, scratch) };
@@ -210,12 +274,13 @@ impl<'a> Product<'a> {
 impl Ops for CpuOps<'_> {
     fn embed(&mut self, table: Weight, out: Buffer) {
         let table = &self.core.matrices[table.0];
-        for row in self.member.share(self.rows()) {
+        self.begin_rows(out, &[]);
+        for row in self.whole_rows(self.rows()) {
             let token = self.plan.tokens[row] as usize;
-            // SAFETY: the row is in this thread's share.
-            table.row(token, unsafe { self.core.arena.row_mut(out, row) });
+            // SAFETY: the row is in this thread's share, or its own.
+            table.row(token, unsafe { self.core.arena.row_mut(out, self.row_of(out, row)) });
         }
-        self.member.barrier();
+        self.end_rows();
     }
 
     fn rms_norm(&mut self, x: Buffer, weight: Vector, epsilon: f32, out: Buffer) {
@@ -224,12 +289,18 @@ impl Ops for CpuOps<'_> {
         let weight = &core.vectors[weight.0];
         self.check_width(x, weight.len());
         self.check_width(out, weight.len());
-        for row in self.member.share(self.rows()) {
-            // SAFETY: nobody writes x in this phase; the output row is in this thread's share.
-            let (x, out) = unsafe { (core.arena.row(x, row), core.arena.row_mut(out, row)) };
+        self.begin_rows(out, &[x]);
+        for row in self.whole_rows(self.rows()) {
+            // SAFETY: nobody else writes x in this phase; the output row is in this thread's share, or its own.
+            let (x, out) = unsafe {
+                (
+                    core.arena.row(x, self.row_of(x, row)),
+                    core.arena.row_mut(out, self.row_of(out, row)),
+                )
+            };
             rows::rms_norm(core.isa, x, weight, epsilon, out);
         }
-        self.member.barrier();
+        self.end_rows();
     }
 
     fn add_rms_norm(&mut self, x: Buffer, delta: Buffer, weight: Vector, epsilon: f32, out: Buffer) {
@@ -239,19 +310,26 @@ impl Ops for CpuOps<'_> {
         for buffer in [x, delta, out] {
             self.check_width(buffer, weight.len());
         }
-        for row in self.member.share(self.rows()) {
-            // SAFETY: nobody writes delta in this phase; the other rows are in this thread's share.
+        // What is added to must be each thread's own already, where the rows are.
+        assert!(
+            !self.few() || self.own.contains(x),
+            "few rows of a sum begin with an operation on whole rows"
+        );
+        self.begin_rows(x, &[]);
+        self.begin_rows(out, &[delta]);
+        for row in self.whole_rows(self.rows()) {
+            // SAFETY: nobody else writes delta in this phase; the other rows are in this thread's share, or its own.
             let (x, delta, out) = unsafe {
                 (
-                    core.arena.row_mut(x, row),
-                    core.arena.row(delta, row),
-                    core.arena.row_mut(out, row),
+                    core.arena.row_mut(x, self.row_of(x, row)),
+                    core.arena.row(delta, self.row_of(delta, row)),
+                    core.arena.row_mut(out, self.row_of(out, row)),
                 )
             };
             rows::add(core.isa, x, delta);
             rows::rms_norm(core.isa, x, weight, epsilon, out);
         }
-        self.member.barrier();
+        self.end_rows();
     }
 
     fn linear(&mut self, weight: Weight, x: Buffer, out: Buffer) {
@@ -264,6 +342,8 @@ impl Ops for CpuOps<'_> {
         let (d, bt) = (shape.head_dim, layout.block_tokens);
         let heads = shape.heads + 2 * shape.kv_heads;
         self.check_width(qkv, heads * d);
+        assert!(!self.own.contains(qkv), "heads of a shared buffer are turned");
+        self.begin_shared(qkv);
         for item in self.member.share(self.rows() * heads) {
             let (row, head) = (item / heads, item % heads);
             // SAFETY: this head of this row is in this thread's share, and lies within the row.
@@ -298,7 +378,7 @@ impl Ops for CpuOps<'_> {
                 }
             }
         }
-        self.member.barrier();
+        self.meet();
     }
 
     fn attention(&mut self, layer: usize, qkv: Buffer, out: Buffer) {
@@ -306,6 +386,8 @@ impl Ops for CpuOps<'_> {
         self.check_width(qkv, (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
         self.check_width(out, shape.heads * shape.head_dim);
         assert_ne!(qkv, out, "attention cannot work in place");
+        assert!(!self.own.contains(qkv), "a shared buffer is attended");
+        self.begin_shared(out);
         self.attend(layer, qkv, out);
     }
 
@@ -316,8 +398,10 @@ impl Ops for CpuOps<'_> {
         self.check_width(out, matrix.n / 2);
         assert!(matrix.n.is_multiple_of(2 * LANES), "gate and up are not whole panels");
         assert_ne!(x, out, "a linear map cannot work in place");
+        self.begin_shared(out);
+        let first = self.row_of(x, 0);
         let Scratch { activations, pack, .. } = &mut *self.scratch;
-        let product = Product::new(core, self.member, matrix, x, rows, activations, pack);
+        let product = Product::new(core, self.member, matrix, (x, first), rows, activations, pack);
         let panels = matrix.panels() / 2;
         let [mut gate, mut up, mut both] = [[0.0; TILE_ROWS * LANES]; 3];
         product.share_tiles(self.member, panels, |panel, row, tile_rows| {
@@ -335,24 +419,25 @@ impl Ops for CpuOps<'_> {
             }
         });
         self.ask_for_next(gate_up, rows);
-        self.member.barrier();
+        self.meet();
     }
 
     fn gather_rows(&mut self, x: Buffer, out: Buffer) {
         let core = self.core;
         assert_ne!(x, out, "rows cannot be gathered in place");
         self.check_width(out, core.arena.width(x));
-        for row in self.member.share(self.places.sampling.len()) {
-            // SAFETY: nobody writes x in this phase; the output row is in this thread's share.
+        self.begin_rows(out, &[x]);
+        for row in self.whole_rows(self.places.sampling.len()) {
+            // SAFETY: nobody else writes x in this phase; the output row is in this thread's share, or its own.
             let (x, out) = unsafe {
                 (
-                    core.arena.row(x, self.places.sampling[row].0),
-                    core.arena.row_mut(out, row),
+                    core.arena.row(x, self.row_of(x, self.places.sampling[row].0)),
+                    core.arena.row_mut(out, self.row_of(out, row)),
                 )
             };
             out.copy_from_slice(x);
         }
-        self.member.barrier();
+        self.end_rows();
     }
 
     fn logits(&mut self, weight: Weight, x: Buffer, out: Buffer) {
@@ -361,6 +446,7 @@ impl Ops for CpuOps<'_> {
 
     /// The tokens are in [`CpuBackend::sampled`](super::CpuBackend::sampled).
     fn sample(&mut self, logits: Buffer) {
+        assert!(!self.own.contains(logits), "shared logits are drawn from");
         self.draw(logits);
     }
 }
