@@ -8,5 +8,6 @@ fn main() -> std::io::Result<()> {
     tonic_prost_build::configure()
         .file_descriptor_set_path(out.join("baton.bin"))
         .bytes(".baton.node.v1.Piece.data")
+        .bytes(".baton.node.v1.Pieces.data")
         .compile_protos(&protos, &["proto"])
 }

@@ -30,6 +30,7 @@ pub async fn run(
         node: facts.node.clone(),
         epoch: facts.epoch,
         identity: facts.identity,
+        protocol_max: baton_proto::PROTOCOL_MAX,
     };
     let service = PrefillService {
         pusher: Arc::new(Pusher::new(pusher, worker.memory().clone())),

@@ -17,8 +17,11 @@ pub mod node {
     }
 }
 
-/// The protocol version of the handoff that this build speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// The oldest version of the handoff that this build speaks. In version 1 each frame carries layers of one block.
+pub const PROTOCOL_MIN: u32 = 1;
+
+/// The newest version of the handoff that this build speaks: `Pieces`, `Introduce`, shared memory.
+pub const PROTOCOL_MAX: u32 = 2;
 
 /// Descriptors of every service, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("baton");

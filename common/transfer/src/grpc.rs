@@ -27,7 +27,7 @@ pub fn configure_server<L>(server: Server<L>) -> Server<L> {
     server
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
-        .max_frame_size(limits::FRAME_BYTES)
+        .max_frame_size(limits::HTTP_FRAME_BYTES)
         .tcp_nodelay(true)
 }
 

@@ -29,6 +29,7 @@ mod reject;
 mod sender;
 #[cfg(test)]
 mod simulation;
+mod source;
 #[cfg(test)]
 mod testing;
 mod ticket;
@@ -36,12 +37,13 @@ mod wire;
 
 pub use capability::Capability;
 pub use receiver::{
-    AbortReason, HandoffState, PieceHeader, Receiver, ReceiverAction, ReceiverConfig, Reserve, ReserveError, StreamId,
-    Verdict, Verify, VerifySlot, WritePermit,
+    AbortReason, HandoffState, PieceWrite, PiecesHeader, Receiver, ReceiverAction, ReceiverConfig, Reserve,
+    ReserveError, RunHeader, StreamId, Verdict, WritePermit,
 };
 pub use reject::Reject;
-pub use sender::{BlockToSend, PushFailure, Sender, SenderAction, SenderConfig, SenderState, layer_runs};
-pub use ticket::{Claims, Ticket};
+pub use sender::{PushFailure, RunToSend, Sender, SenderAction, SenderConfig, SenderState};
+pub use source::{FrameBytes, PieceSource};
+pub use ticket::{Claims, Ticket, Transport};
 pub use wire::{
     FinalClaims, FirstToken, ManifestEntry, WireError, alternatives_to_proto, layout_from_proto, layout_to_proto,
 };

@@ -22,11 +22,20 @@ pub const MAX_STREAMS: usize = 2_048;
 /// Alternatives beside a first token: no request may ask for more.
 pub const ALTERNATIVES: usize = 20;
 
-/// Payload of one data frame at most: 4 MiB messages measured best over gRPC. A block below it travels whole; a larger one as few runs of
-/// layers, nearly equal in size, so that no frame is small.
+/// Payload of one frame at most (one layer of a block travels whole, whatever its size): in version 1, where a frame is layers of one block.
 pub const PIECE_BYTES: usize = 4 << 20;
 
-/// A gRPC message at most: the payload and room for its header, or a manifest (below 64 bytes per block).
+/// Payload of one frame where more waits: enough that what a frame costs does not count, and small enough that the receiver works on one while the next
+/// is under way.
+pub const FRAME_BYTES: usize = 2 << 20;
+
+/// More than [`FRAME_BYTES`] that a frame may hold if nothing waits behind it: no frame is smaller than this just because of how others were cut.
+pub const FRAME_SLACK_BYTES: usize = 256 << 10;
+
+/// Runs in one frame: 4 KiB blocks fill one.
+pub const FRAME_RUNS: usize = 1 << 10;
+
+/// A gRPC message at most: the payload and room for its header (below 48 bytes per run), or a manifest (below 64 bytes per block).
 pub const MESSAGE_BYTES: usize = PIECE_BYTES + (64 << 10);
 
 /// HTTP/2 flow-control window of one stream: two pieces in flight, so that the sender does not wait for the receiver's copy, and no more, so that a
@@ -37,7 +46,7 @@ pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 
 /// HTTP/2 frame size: the largest that keeps other streams of the connection responsive.
-pub const FRAME_BYTES: u32 = 1 << 20;
+pub const HTTP_FRAME_BYTES: u32 = 1 << 20;
 
 /// Frames that wait between the push and its stream: one is sent while the next is ready.
 pub const FRAMES_AHEAD: usize = 2;

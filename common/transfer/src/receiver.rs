@@ -9,15 +9,15 @@ mod types;
 use std::collections::{BTreeMap, HashMap};
 
 use baton_kv::{Checksum, HandoffId, Lease, Pool, RequestId, Time};
-use baton_proto::PROTOCOL_VERSION;
+use baton_proto::PROTOCOL_MIN;
 
-use crate::{Claims, FinalClaims, Reject, Ticket};
-use fill::{Begin, Fill};
+use crate::{Claims, FinalClaims, Reject, Ticket, Transport};
+use fill::Fill;
 use handoff::{Handoff, Phase};
 
 pub use types::{
-    AbortReason, HandoffState, PieceHeader, ReceiverAction, ReceiverConfig, Reserve, ReserveError, StreamId, Verdict,
-    Verify, VerifySlot, WritePermit,
+    AbortReason, HandoffState, PieceWrite, PiecesHeader, ReceiverAction, ReceiverConfig, Reserve, ReserveError,
+    RunHeader, StreamId, Verdict, WritePermit,
 };
 
 /// The table of incoming handoffs. Pure; the driver keeps it beside the pool, behind one lock, and calls [`Receiver::tick`] at
@@ -107,7 +107,7 @@ impl Receiver {
             identity: self.config.identity,
             layout,
             capability: reserve.capability.clone(),
-            protocol: PROTOCOL_VERSION,
+            protocol: self.config.protocol_max,
         };
         self.by_request.insert(reserve.request, id);
         self.handoffs.insert(
@@ -123,7 +123,6 @@ impl Receiver {
                 phase: Phase::Reserved,
                 held: hit.blocks,
                 fill: Fill::new(slots.len(), layout.layers),
-                matched: vec![false; slots.len()],
                 slots,
                 stream: None,
                 in_flight: 0,
@@ -141,8 +140,10 @@ impl Receiver {
         let lease_ms = self.config.lease_ms;
         let row = self.handoffs.get_mut(&handoff).ok_or(Reject::UnknownHandoff)?;
         match row.phase {
-            Phase::Reserved | Phase::Filling if row.lease.renew(now, lease_ms) => Ok(row.lease.remaining_ms(now)),
-            Phase::Reserved | Phase::Filling => Err(Reject::LeaseEnded),
+            Phase::Reserved | Phase::Filling { .. } if row.lease.renew(now, lease_ms) => {
+                Ok(row.lease.remaining_ms(now))
+            }
+            Phase::Reserved | Phase::Filling { .. } => Err(Reject::LeaseEnded),
             Phase::Verified { .. } | Phase::Decoding => Ok(now.ms_until(row.deadline)),
             Phase::Aborting { .. } => Err(Reject::Aborted),
         }
@@ -150,7 +151,9 @@ impl Receiver {
 
     /// A stream's first frame. On success the stream is the only one that may fill the handoff; returns what remains of the lease, ms.
     pub fn opened(&mut self, stream: StreamId, claims: &Claims, now: Time) -> Result<u64, Reject> {
-        if claims.protocol != PROTOCOL_VERSION {
+        let known = (PROTOCOL_MIN..=self.config.protocol_max).contains(&claims.protocol);
+        // Before version 2 there was one transport.
+        if !known || (claims.protocol < 2 && claims.transport != Transport::Grpc) {
             return Err(Reject::ProtocolMismatch);
         }
         if claims.epoch != self.config.epoch {
@@ -171,7 +174,7 @@ impl Receiver {
         }
         match row.phase {
             Phase::Reserved => {}
-            Phase::Filling => return Err(Reject::StreamActive),
+            Phase::Filling { .. } => return Err(Reject::StreamActive),
             Phase::Verified { .. } | Phase::Decoding => return Err(Reject::UnknownHandoff),
             Phase::Aborting { .. } => return Err(Reject::Aborted),
         }
@@ -181,7 +184,10 @@ impl Receiver {
         if !row.lease.renew(now, self.config.lease_ms) {
             return Err(Reject::LeaseEnded);
         }
-        row.phase = Phase::Filling;
+        row.phase = Phase::Filling {
+            protocol: claims.protocol,
+            transport: claims.transport,
+        };
         row.stream = Some(stream);
         self.streams.insert(stream, claims.handoff);
         Ok(row.lease.remaining_ms(now))
@@ -195,81 +201,72 @@ impl Receiver {
         Ok(row.lease.remaining_ms(now))
     }
 
-    /// A piece has come: says where it goes and renews the lease; `None` when it is here already (or being copied) and is to be dropped.
+    /// KV has come: says where it goes and renews the lease; `None` when all of it is here already (or being copied) and is to be dropped.
     pub fn begin_write(
         &mut self,
         stream: StreamId,
-        piece: &PieceHeader,
+        frame: &PiecesHeader,
         now: Time,
     ) -> Result<Option<WritePermit>, Reject> {
         let (layout, lease_ms) = (self.config.layout, self.config.lease_ms);
         let (handoff, row) = self.filling(stream, now)?;
-        let slot = *row.slots.get(piece.slot).ok_or(Reject::Malformed)?;
-        if piece.generation != slot.generation {
-            return Err(Reject::StaleGeneration);
-        }
-        let valid_tokens = row.valid_tokens(piece.slot, &layout);
-        let layer_bytes = layout.valid_bytes(valid_tokens) / layout.layers;
-        if piece.layers.is_empty()
-            || piece.layers.end > layout.layers
-            || piece.valid_tokens != valid_tokens
-            || piece.bytes != piece.layers.len() * layer_bytes
-        {
+        let (protocol, transport) = row.check_filling(now)?;
+        if frame.protocol != protocol {
             return Err(Reject::Malformed);
         }
-        match row.fill.begin(piece.slot, &piece.layers) {
-            Begin::Overlap => return Err(Reject::Malformed),
-            Begin::Duplicate => return Ok(None),
-            Begin::Write => {}
+        let writes = row.begin(frame, transport, &layout)?;
+        if writes.is_empty() {
+            return Ok(None);
         }
         row.lease.renew(now, lease_ms);
         row.in_flight += 1;
-        Ok(Some(WritePermit {
-            handoff,
-            slot: piece.slot,
-            block: slot.block,
-            layers: piece.layers.clone(),
-            valid_tokens,
-        }))
+        Ok(Some(WritePermit { handoff, writes }))
     }
 
-    /// The copy has ended, well or (`written` false) not: then the handoff aborts. Returns the checksums to take if this was the last piece
-    /// and FINAL is here.
+    /// The copies have ended: `sums` has for each of the permit's writes, in their order, the checksum of what lies there now; `None` when they could not
+    /// be made: then the handoff aborts. Returns the verdict, if this was the last and FINAL is here.
     pub fn landed(
         &mut self,
         permit: WritePermit,
-        written: bool,
+        sums: Option<&[Checksum]>,
         now: Time,
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
-    ) -> Option<Verify> {
+    ) -> Option<Result<Verdict, Reject>> {
         let layout = self.config.layout;
-        let row = self
-            .handoffs
-            .get_mut(&permit.handoff)
-            .expect("a handoff outlives its permits");
+        let WritePermit { handoff, writes } = permit;
+        let row = self.handoffs.get_mut(&handoff).expect("a handoff outlives its permits");
         row.in_flight -= 1;
         match row.phase {
-            Phase::Filling if written => {
-                row.fill.landed(permit.slot, &permit.layers);
-                row.verify_if_complete(permit.handoff, &layout)
-            }
-            Phase::Filling => {
-                self.abort(permit.handoff, AbortReason::Node, now, pool, actions);
-                None
-            }
+            Phase::Filling { .. } => {}
             Phase::Aborting { .. } => {
-                self.drain(permit.handoff, pool, actions);
-                None
+                self.drain(handoff, pool, actions);
+                return None;
             }
             Phase::Reserved | Phase::Verified { .. } | Phase::Decoding => {
                 unreachable!("no permit is out in this state")
             }
         }
+        let Some(sums) = sums.filter(|sums| sums.len() == writes.len()) else {
+            self.abort(handoff, AbortReason::Node, now, pool, actions);
+            return None;
+        };
+        for (write, sum) in writes.iter().zip(sums) {
+            let layer_bytes = layout.valid_bytes(write.valid_tokens) / layout.layers;
+            row.fill.landed(write.slot, &write.layers, layer_bytes, *sum);
+        }
+        self.judge(handoff, now, pool, actions)
     }
 
-    /// FINAL has come. Returns the checksums to take if every piece has landed. A second FINAL that says the same changes nothing.
-    pub fn finished(&mut self, stream: StreamId, claims: &FinalClaims, now: Time) -> Result<Option<Verify>, Reject> {
+    /// FINAL has come. Returns the verdict if every run has landed. A second FINAL that says the same changes nothing.
+    pub fn finished(
+        &mut self,
+        stream: StreamId,
+        claims: &FinalClaims,
+        now: Time,
+        pool: &mut Pool,
+        actions: &mut Vec<ReceiverAction>,
+    ) -> Result<Option<Verdict>, Reject> {
         let ReceiverConfig {
             layout,
             lease_ms,
@@ -293,52 +290,39 @@ impl Receiver {
         row.lease.renew(now, lease_ms);
         row.claims = Some(claims.clone());
         row.final_at = now;
-        Ok(row.verify_if_complete(handoff, &layout))
+        self.judge(handoff, now, pool, actions).transpose()
     }
 
-    /// The checksums of `verify`'s slots in their order; `None` when they could not be taken: then the handoff aborts.
-    /// An error says what to tell the sender, and that the handoff has ended.
-    pub fn sums(
+    /// Compares what lies in the slots with FINAL, once all is here. An error says what to tell the sender, and that the handoff has ended.
+    fn judge(
         &mut self,
-        verify: Verify,
-        sums: Option<&[Checksum]>,
+        id: HandoffId,
         now: Time,
         pool: &mut Pool,
         actions: &mut Vec<ReceiverAction>,
-    ) -> Result<Verdict, Reject> {
-        let id = verify.handoff;
-        let row = self.handoffs.get_mut(&id).expect("a handoff outlives its sums");
-        row.in_flight -= 1;
-        if matches!(row.phase, Phase::Aborting { .. }) {
-            self.drain(id, pool, actions);
-            return Err(Reject::Aborted);
-        }
-        let Some(sums) = sums.filter(|sums| sums.len() == verify.slots.len()) else {
-            self.abort(id, AbortReason::Node, now, pool, actions);
-            return Err(Reject::Aborted);
-        };
-        let wrong = row.compare(&verify, sums);
+    ) -> Option<Result<Verdict, Reject>> {
+        let row = self.handoffs.get_mut(&id).expect("checked by the caller");
+        let wrong = row.wrong_slots()?;
         if wrong.is_empty() {
             self.verified(id, pool, actions);
-            return Ok(Verdict::Verified);
+            return Some(Ok(Verdict::Verified));
         }
         if row.resent {
             self.abort(id, AbortReason::Rejected(Reject::ChecksumMismatch), now, pool, actions);
-            return Err(Reject::ChecksumMismatch);
+            return Some(Err(Reject::ChecksumMismatch));
         }
         row.resent = true;
         row.claims = None;
         for slot in &wrong {
             row.fill.reset(*slot);
         }
-        Ok(Verdict::Resend { slots: wrong })
+        Some(Ok(Verdict::Resend { slots: wrong }))
     }
 
     /// Every checksum has matched: the blocks become held for the sequence to come, and the full ones get their names.
     fn verified(&mut self, id: HandoffId, pool: &mut Pool, actions: &mut Vec<ReceiverAction>) {
         let layout = self.config.layout;
         let row = self.handoffs.get_mut(&id).expect("checked by the caller");
-        debug_assert!(row.matched.iter().all(|matched| *matched) && row.in_flight == 0);
         pool.accept(id, &row.slots);
         let mut parent = row.parent;
         for (slot, tokens) in row.slots.iter().zip(row.tokens.chunks_exact(layout.block_tokens)) {
@@ -349,7 +333,7 @@ impl Receiver {
         let kv_bytes = (0..row.slots.len())
             .map(|slot| layout.valid_bytes(row.valid_tokens(slot, &layout)) as u64)
             .sum();
-        let claims = row.claims.take().expect("sums are taken after FINAL");
+        let claims = row.claims.take().expect("judged after FINAL");
         actions.push(ReceiverAction::Verified {
             handoff: id,
             request: row.request,
@@ -362,7 +346,7 @@ impl Receiver {
         });
         row.phase = Phase::Verified { table };
         // An answer may be long: what concerned the transfer is not kept for it.
-        (row.slots, row.tokens, row.matched) = Default::default();
+        (row.slots, row.tokens) = Default::default();
         row.fill = Fill::new(0, layout.layers);
         // Nothing on the stream concerns this handoff any more.
         if let Some(stream) = row.stream.take() {
@@ -416,7 +400,7 @@ impl Receiver {
         match std::mem::replace(&mut row.phase, aborting) {
             Phase::Decoding => {}
             Phase::Verified { table } => pool.release(&table),
-            Phase::Reserved | Phase::Filling | Phase::Aborting { .. } => {
+            Phase::Reserved | Phase::Filling { .. } | Phase::Aborting { .. } => {
                 pool.release(&std::mem::take(&mut row.held));
                 pool.quarantine(handoff, &row.slots);
             }

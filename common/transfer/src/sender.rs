@@ -1,16 +1,18 @@
 //! One push on a prefill node.
 
+mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, ops::Range};
+use std::collections::VecDeque;
 
-use baton_kv::{
-    BlockId, BlockName, Checksum, Epoch, Generation, KvIdentity, KvLayout, Lease, NodeId, Time, TokenId, name_blocks,
-};
-use baton_proto::PROTOCOL_VERSION;
+use baton_kv::{BlockId, BlockName, Checksum, Epoch, KvIdentity, KvLayout, Lease, NodeId, Time, TokenId, name_blocks};
+use baton_proto::PROTOCOL_MIN;
 
-use crate::{Claims, FinalClaims, FirstToken, ManifestEntry, Reject, Ticket, WireError, limits};
+use crate::{Claims, FinalClaims, FirstToken, ManifestEntry, Reject, Ticket, Transport, WireError, limits};
+use slots::Slots;
+
+pub use slots::RunToSend;
 
 /// Where a push is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,56 +46,21 @@ pub enum PushFailure {
     Protocol,
 }
 
-/// One block to read and send, as runs of layers ([`layer_runs`]).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BlockToSend {
-    /// Index into the ticket's slots.
-    pub slot: usize,
-    /// The slot's generation.
-    pub generation: Generation,
-    /// Where it lies on this node.
-    pub block: BlockId,
-    /// Tokens to send.
-    pub valid_tokens: usize,
-}
-
 /// What the driver sends next.
 #[derive(Clone, PartialEq, Debug)]
 pub enum SenderAction {
     /// OPEN.
     Open(Claims),
-    /// All pieces of one block; then [`Sender::sent`].
-    Block(BlockToSend),
+    /// One frame of KV, never empty; then [`Sender::sent`] for each run. Of version 1: one run.
+    Pieces(Vec<RunToSend>),
     /// HEARTBEAT.
     Heartbeat,
     /// FINAL.
     Final(FinalClaims),
 }
 
-/// Cuts a block's layers into runs of at most [`crate::limits::PIECE_BYTES`] (at least one layer), nearly equal in size.
-pub fn layer_runs(layout: &KvLayout, valid_tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let layer_bytes = layout.valid_bytes(valid_tokens) / layout.layers;
-    let per_piece = (limits::PIECE_BYTES / layer_bytes.max(1)).clamp(1, layout.layers);
-    let layers = layout.layers;
-    let run = layers.div_ceil(layers.div_ceil(per_piece));
-    (0..layers)
-        .step_by(run)
-        .map(move |first| first..(first + run).min(layers))
-}
-
 /// How finely a sender knows when it handed its frames over: an answer counts from an earlier one's time rather than from a later one's.
 const MARKS_PER_HEARTBEAT: u64 = 8;
-
-/// Where one slot is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Slot {
-    /// To be sent once it is computed.
-    Pending,
-    /// The driver reads and sends it.
-    Sending,
-    /// All of it is on its way; this is the checksum of what was read.
-    Sent(Checksum),
-}
 
 /// What a sender knows of its node and its request.
 #[derive(Clone, Debug)]
@@ -106,6 +73,10 @@ pub struct SenderConfig<'a> {
     pub identity: KvIdentity,
     /// This node's pool's shape.
     pub layout: KvLayout,
+    /// Newest version of the handoff that it speaks.
+    pub protocol_max: u32,
+    /// How the KV is to travel; version 1 knows gRPC only.
+    pub transport: Transport,
     /// Parent of the prompt's first block.
     pub root: BlockName,
     /// The prompt.
@@ -116,9 +87,7 @@ pub struct SenderConfig<'a> {
 
 /// One push. Pure; the driver asks [`Sender::next`] what to send, and tells it what came back.
 pub struct Sender {
-    ticket: Ticket,
     claims: Claims,
-    prompt_tokens: usize,
     /// Of the full blocks, from the first slot's on.
     names: Vec<BlockName>,
     state: SenderState,
@@ -131,10 +100,8 @@ pub struct Sender {
     marks: VecDeque<(u64, Time)>,
     heartbeat_ms: u64,
     next_heartbeat: Time,
-    /// Prompt positions in the pool.
-    computed: usize,
-    table: Vec<BlockId>,
-    slots: Vec<Slot>,
+    prompt_tokens: usize,
+    slots: Slots,
     first: Option<FirstToken>,
     resent: bool,
 }
@@ -150,7 +117,8 @@ impl Sender {
         if ticket.layout != config.layout {
             return Err(WireError("ticket.layout"));
         }
-        if ticket.protocol != PROTOCOL_VERSION {
+        let protocol = ticket.protocol.min(config.protocol_max);
+        if protocol < PROTOCOL_MIN {
             return Err(WireError("ticket.protocol"));
         }
         if ticket.slots.is_empty() || ticket.held_blocks.checked_add(ticket.slots.len()) != Some(blocks) {
@@ -162,7 +130,7 @@ impl Sender {
         let heartbeat_ms = heartbeat_ms(ticket.lease_ms);
         Ok(Self {
             claims: Claims {
-                protocol: PROTOCOL_VERSION,
+                protocol,
                 sender_epoch: config.epoch,
                 sender_node: config.node,
                 request: ticket.request,
@@ -172,8 +140,12 @@ impl Sender {
                 capability: ticket.capability.clone(),
                 identity: config.identity,
                 layout: config.layout,
+                transport: if protocol < 2 {
+                    Transport::Grpc
+                } else {
+                    config.transport
+                },
             },
-            prompt_tokens: config.prompt.len(),
             names,
             state: SenderState::Opening,
             deadline: config.deadline,
@@ -183,23 +155,25 @@ impl Sender {
             marks: VecDeque::new(),
             heartbeat_ms,
             next_heartbeat: now.after_ms(heartbeat_ms),
-            computed: 0,
-            table: Vec::new(),
-            slots: vec![Slot::Pending; ticket.slots.len()],
+            prompt_tokens: config.prompt.len(),
+            slots: Slots::new(&ticket, config.prompt.len(), protocol),
             first: None,
             resent: false,
-            ticket,
         })
     }
 
     /// Positions `0..tokens` of the prompt are in the pool, in the blocks of `table`. Progress never goes
     /// back: where it would, the call changes nothing.
     pub fn computed(&mut self, tokens: usize, table: &[BlockId]) {
-        if tokens > self.computed {
-            self.computed = tokens.min(self.prompt_tokens);
-            self.table.clear();
-            self.table.extend_from_slice(table);
-        }
+        self.slots.computed(tokens.min(self.prompt_tokens), table);
+    }
+
+    /// The first `layers` layers of positions `0..tokens` are in the pool, in the blocks of `table`: they may leave before the others are computed. Like
+    /// [`Sender::computed`] otherwise.
+    pub fn computed_layers(&mut self, tokens: usize, layers: usize, table: &[BlockId]) {
+        let layers = layers.min(self.claims.layout.layers);
+        self.slots
+            .computed_layers(tokens.min(self.prompt_tokens), layers, table);
     }
 
     /// The first token was drawn: the prompt is complete.
@@ -207,7 +181,7 @@ impl Sender {
         self.first.get_or_insert(first);
     }
 
-    /// What to send now, in order; `None` until something happens or [`Sender::wake_at`]. `room`: whether the driver can take a block now.
+    /// What to send now, in order; `None` until something happens or [`Sender::wake_at`]. `room`: whether the driver can take a frame of KV now.
     /// Ends the push once its lease or deadline has passed.
     pub fn next(&mut self, now: Time, room: bool) -> Option<SenderAction> {
         if self.ended() {
@@ -234,51 +208,29 @@ impl Sender {
         if self.state != SenderState::Sending {
             return None;
         }
-        if let Some(slot) = self.slots.iter().position(|slot| *slot == Slot::Pending) {
-            return if room { self.block(slot) } else { None };
+        if self.slots.planned() {
+            return self.finish();
         }
-        self.finish()
-    }
-
-    /// The block of a pending slot, if it is computed.
-    fn block(&mut self, slot: usize) -> Option<SenderAction> {
-        let index = self.ticket.held_blocks + slot;
-        let valid_tokens = self.ticket.valid_tokens(slot, self.prompt_tokens);
-        if self.computed < index * self.ticket.layout.block_tokens + valid_tokens {
-            return None;
-        }
-        let block = *self.table.get(index)?;
-        self.slots[slot] = Slot::Sending;
-        let generation = self.ticket.slots[slot].generation;
-        Some(SenderAction::Block(BlockToSend {
-            slot,
-            generation,
-            block,
-            valid_tokens,
-        }))
+        let runs = if room { self.slots.plan() } else { Vec::new() };
+        (!runs.is_empty()).then_some(SenderAction::Pieces(runs))
     }
 
     /// FINAL, once every slot is on its way and the first token is known.
     fn finish(&mut self) -> Option<SenderAction> {
         let first = self.first.clone()?;
-        let entry = |(slot, state): (usize, &Slot)| match state {
-            Slot::Sent(checksum) => Some(ManifestEntry {
-                name: self.names.get(slot).copied(),
-                valid_tokens: self.ticket.valid_tokens(slot, self.prompt_tokens),
-                checksum: *checksum,
-            }),
-            Slot::Pending | Slot::Sending => None,
+        let entry = |(slot, (valid_tokens, checksum))| ManifestEntry {
+            name: self.names.get(slot).copied(),
+            valid_tokens,
+            checksum,
         };
-        let manifest = self.slots.iter().enumerate().map(entry).collect::<Option<Vec<_>>>()?;
+        let manifest = self.slots.sums()?.into_iter().enumerate().map(entry).collect();
         self.state = SenderState::Awaiting;
         Some(SenderAction::Final(FinalClaims { manifest, first }))
     }
 
-    /// All pieces of a slot are on their way, and this is the checksum of what was read.
-    pub fn sent(&mut self, slot: usize, checksum: Checksum) {
-        if self.slots[slot] == Slot::Sending {
-            self.slots[slot] = Slot::Sent(checksum);
-        }
+    /// A run of [`SenderAction::Pieces`] is on its way, and this is the checksum of what was read. Runs come in the order in which they were given out.
+    pub fn sent(&mut self, run: &RunToSend, checksum: Checksum) {
+        self.slots.sent(run, checksum);
     }
 
     /// The next frame of the stream, OPEN being the first, was handed to the transport. Whatever answers it extends the lease from now on.
@@ -325,7 +277,7 @@ impl Sender {
         self.resent = true;
         self.state = SenderState::Sending;
         for slot in slots {
-            self.slots[*slot] = Slot::Pending;
+            self.slots.again(*slot);
         }
     }
 
@@ -366,10 +318,12 @@ impl Sender {
 
     /// Their payload.
     pub fn bytes(&self) -> u64 {
-        let valid = |slot| self.ticket.valid_tokens(slot, self.prompt_tokens);
-        (0..self.slots.len())
-            .map(|slot| self.ticket.layout.valid_bytes(valid(slot)) as u64)
-            .sum()
+        self.slots.bytes()
+    }
+
+    /// The version that both ends speak.
+    pub fn protocol(&self) -> u32 {
+        self.claims.protocol
     }
 
     fn ended(&self) -> bool {

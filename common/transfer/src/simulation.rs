@@ -4,11 +4,12 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use baton_kv::{BlockId, Checksum, ChecksumState, Generation, HandoffId, KvMemory, NodeId, Owner, Pool, Time, TokenId};
+use baton_kv::{BlockId, Checksum, ChecksumState, Generation, HandoffId, NodeId, Owner, Pool, Time, TokenId};
 
 use crate::{
-    AbortReason, Claims, FinalClaims, HandoffState, PieceHeader, Receiver, ReceiverAction, Reject, Sender,
-    SenderAction, SenderConfig, SenderState, StreamId, Verdict, Verify, WritePermit,
+    AbortReason, Capability, Claims, FinalClaims, FrameBytes, HandoffState, PieceSource, PiecesHeader, Receiver,
+    ReceiverAction, Reject, RunHeader, RunToSend, Sender, SenderAction, SenderConfig, SenderState, StreamId, Transport,
+    Verdict, WritePermit,
     testing::{EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, config, first_token, kv_of, reserve},
 };
 
@@ -25,7 +26,7 @@ const PROMPTS: [&[TokenId]; 4] = [
 #[derive(Clone)]
 enum Frame {
     Open(Claims),
-    Piece(PieceHeader, Vec<u8>),
+    Pieces(PiecesHeader, Vec<u8>),
     /// Its number in the stream.
     Heartbeat(u64),
     Final(FinalClaims),
@@ -81,7 +82,6 @@ struct World {
     frames: Vec<(usize, Frame)>,
     replies: Vec<(usize, Reply)>,
     permits: Vec<(usize, WritePermit, Vec<u8>)>,
-    verifies: Vec<(usize, Verify)>,
     sequences: Vec<(HandoffId, Vec<BlockId>)>,
     ends: BTreeMap<HandoffId, Ends>,
 }
@@ -112,14 +112,13 @@ impl World {
             frames: Vec::new(),
             replies: Vec::new(),
             permits: Vec::new(),
-            verifies: Vec::new(),
             sequences: Vec::new(),
             ends: BTreeMap::new(),
         }
     }
 
-    /// Reserves, and starts a push of it.
-    fn reserve(&mut self, request: u128, attempt: u32, prompt: &'static [TokenId]) {
+    /// Reserves, and starts a push of it from a node that speaks `protocol`.
+    fn reserve(&mut self, request: u128, attempt: u32, prompt: &'static [TokenId], protocol: u32) {
         let wanted = reserve(request, attempt, prompt);
         let deadline = wanted.deadline;
         let Ok(ticket) = self
@@ -133,6 +132,8 @@ impl World {
             epoch: EPOCH,
             identity: IDENTITY,
             layout: LAYOUT,
+            protocol_max: protocol,
+            transport: Transport::Grpc,
             root: ROOT,
             prompt,
             deadline,
@@ -164,8 +165,16 @@ impl World {
         }
     }
 
-    /// What one sender wants to send goes into the network, blocks whole or layer by layer.
-    fn pump(&mut self, at: usize, whole: bool) {
+    /// The first layers of some tokens.
+    fn compute_layers(&mut self, push: usize, tokens: usize, layers: usize) {
+        let push = &mut self.pushes[push];
+        let tokens = tokens.min(push.prompt.len());
+        let table: Vec<BlockId> = (0..LAYOUT.blocks_for(tokens) as u32).map(BlockId).collect();
+        push.sender.computed_layers(tokens, layers, &table);
+    }
+
+    /// What one sender wants to send goes into the network.
+    fn pump(&mut self, at: usize) {
         let push = &mut self.pushes[at];
         match push.sender.next(self.now, true) {
             None => {}
@@ -181,24 +190,29 @@ impl World {
                 push.hand_over(self.now);
                 self.frames.push((at, Frame::Final(claims)));
             }
-            Some(SenderAction::Block(block)) => {
-                let data = push.source.block(block.block, block.valid_tokens);
-                let mut sum = ChecksumState::default();
-                sum.update(&data);
-                push.sender.sent(block.slot, sum.finish());
-                let run = if whole { LAYOUT.layers } else { 1 };
-                let layer_bytes = data.len() / LAYOUT.layers;
-                for (first, data) in data.chunks(run * layer_bytes).enumerate() {
-                    let header = PieceHeader {
-                        slot: block.slot,
-                        generation: block.generation,
-                        layers: first * run..(first + 1) * run,
-                        valid_tokens: block.valid_tokens,
-                        bytes: data.len(),
-                    };
-                    push.hand_over(self.now);
-                    self.frames.push((at, Frame::Piece(header, data.to_vec())));
+            Some(SenderAction::Pieces(runs)) => {
+                let mut data = Vec::new();
+                for run in &runs {
+                    let bytes = push.source.layers(run.block, run.layers.clone(), run.valid_tokens);
+                    let mut sum = ChecksumState::default();
+                    sum.update(&bytes);
+                    push.sender.sent(run, sum.finish());
+                    data.extend(bytes);
                 }
+                let header = |run: RunToSend| RunHeader {
+                    slot: run.slot,
+                    generation: run.generation,
+                    layers: run.layers,
+                    valid_tokens: run.valid_tokens,
+                    source_block: run.block,
+                };
+                let header = PiecesHeader {
+                    protocol: push.sender.protocol(),
+                    runs: runs.into_iter().map(header).collect(),
+                    bytes: data.len(),
+                };
+                push.hand_over(self.now);
+                self.frames.push((at, Frame::Pieces(header, data)));
             }
         }
     }
@@ -217,67 +231,100 @@ impl World {
                     self.replies.push((at, Reply::Renewed(lease_ms, frame)));
                 }
             }
-            Frame::Piece(header, data) => {
+            Frame::Pieces(header, data) => {
                 if let Ok(Some(permit)) = self.receiver.begin_write(stream, &header, self.now) {
                     self.permits.push((at, permit, data));
                 }
             }
             Frame::Final(claims) => {
-                if let Ok(Some(verify)) = self.receiver.finished(stream, &claims, self.now) {
-                    self.verifies.push((at, verify));
-                }
+                let verdict = self
+                    .receiver
+                    .finished(stream, &claims, self.now, &mut self.pool, &mut self.actions);
+                self.judged(at, verdict.unwrap_or(None).map(Ok));
             }
         }
     }
 
     fn corrupt(&mut self, at: usize, how: u16) {
-        let Frame::Piece(header, data) = &mut self.frames[at].1 else {
-            return;
-        };
-        match how % 8 {
-            0 => header.slot ^= 1,
-            1 => header.generation = Generation(header.generation.0 ^ 1),
-            2 => header.valid_tokens ^= 1,
-            3 => header.bytes = 0,
-            _ => {
-                let byte = usize::from(how) % data.len();
-                data[byte] ^= 1 << (how % 7);
+        let which = usize::from(how / 16);
+        match &mut self.frames[at].1 {
+            Frame::Pieces(header, data) => {
+                let runs = header.runs.len();
+                let run = &mut header.runs[which % runs];
+                match how % 16 {
+                    0 => run.slot ^= 1,
+                    1 => run.generation = Generation(run.generation.0 ^ 1),
+                    2 => run.valid_tokens ^= 1,
+                    3 => run.layers.end += 1,
+                    4 => run.layers.start += 1,
+                    5 => header.protocol ^= 3,
+                    // Truncated, the header's count included or not.
+                    6 => header.bytes = 0,
+                    7 => header.bytes = data.len() - 1,
+                    8 => {
+                        header.runs.pop();
+                    }
+                    9 => header.runs.push(header.runs[which % runs].clone()),
+                    _ => {
+                        let byte = which % data.len();
+                        data[byte] ^= 1 << (how % 7);
+                    }
+                }
             }
+            // Forged.
+            Frame::Open(claims) => match how % 6 {
+                0 => claims.capability = Capability::new([0xFF; 32]),
+                1 => claims.handoff.0 ^= 1,
+                2 => claims.attempt.0 ^= 1,
+                3 => claims.epoch.0 ^= 1,
+                4 => claims.protocol ^= 3,
+                _ => claims.request.0 ^= 1,
+            },
+            Frame::Final(claims) => {
+                let slots = claims.manifest.len();
+                let entry = &mut claims.manifest[which % slots];
+                match how % 4 {
+                    0 => entry.checksum.0 ^= 1,
+                    1 => entry.valid_tokens ^= 1,
+                    2 => entry.name = None,
+                    _ => {
+                        claims.manifest.pop();
+                    }
+                }
+            }
+            Frame::Heartbeat(frame) => *frame += 1,
         }
     }
 
-    /// A copy under way ends.
+    /// The copies of one frame end.
     fn land(&mut self, at: usize) {
         let (push, permit, data) = self.permits.swap_remove(at);
-        let layer_bytes = data.len() / permit.layers().len();
-        for (layer, piece) in permit.layers().zip(data.chunks_exact(layer_bytes)) {
-            self.memory
-                .write(layer, permit.block(), permit.valid_tokens(), piece)
-                .unwrap();
-        }
-        let verify = self
+        let mut scratch = Vec::new();
+        let mut sum = |write: &crate::PieceWrite| {
+            FrameBytes(&data).copy(write, &*self.memory).unwrap();
+            Checksum::of_layers(
+                &*self.memory,
+                write.layers(),
+                write.block(),
+                write.valid_tokens(),
+                &mut scratch,
+            )
+            .unwrap()
+        };
+        let sums: Vec<Checksum> = permit.writes().iter().map(&mut sum).collect();
+        let verdict = self
             .receiver
-            .landed(permit, true, self.now, &mut self.pool, &mut self.actions);
-        self.verifies.extend(verify.map(|verify| (push, verify)));
+            .landed(permit, Some(&sums), self.now, &mut self.pool, &mut self.actions);
+        self.judged(push, verdict);
     }
 
-    fn sum(&mut self, at: usize) {
-        let (push, verify) = self.verifies.swap_remove(at);
-        let mut scratch = Vec::new();
-        let sums: Vec<Checksum> = verify
-            .slots()
-            .iter()
-            .map(|slot| Checksum::of_block(&*self.memory, slot.block, slot.valid_tokens, &mut scratch).unwrap())
-            .collect();
-        let reply = match self
-            .receiver
-            .sums(verify, Some(&sums), self.now, &mut self.pool, &mut self.actions)
-        {
+    fn judged(&mut self, push: usize, verdict: Option<Result<Verdict, Reject>>) {
+        let reply = verdict.map(|verdict| match verdict {
             Ok(Verdict::Verified) => Reply::Verified,
             Ok(Verdict::Resend { slots }) => Reply::Resend(slots),
             Err(reject) => Reply::Rejected(reject),
-        };
-        self.replies.push((push, reply));
+        });
+        self.replies.extend(reply.map(|reply| (push, reply)));
     }
 
     fn answer(&mut self, (at, reply): (usize, Reply)) {
@@ -363,16 +410,15 @@ impl World {
     fn check(&mut self) {
         self.act();
         self.pool.check().unwrap();
-        let writes = self.permits.iter().map(|(push, permit, _)| (*push, permit.block()));
-        let sums = self
-            .verifies
+        let writes = self
+            .permits
             .iter()
-            .flat_map(|(push, verify)| verify.slots().iter().map(|slot| (*push, slot.block)));
-        for (push, block) in writes.chain(sums) {
+            .flat_map(|(push, permit, _)| permit.writes().iter().map(|write| (*push, write.block())));
+        for (push, block) in writes {
             let (owner, handoff) = (self.pool.owner(block), self.pushes[push].handoff);
             assert!(
                 owner == Owner::Granted(handoff) || owner == Owner::Quarantined(handoff),
-                "{block:?} is {owner:?} while a write or a sum of {handoff:?} may touch it"
+                "{block:?} is {owner:?} while a write of {handoff:?} may touch it"
             );
         }
         for ends in self.ends.values() {
@@ -388,10 +434,6 @@ impl World {
         self.check();
         while !self.permits.is_empty() {
             self.land(0);
-            self.check();
-        }
-        while !self.verifies.is_empty() {
-            self.sum(0);
             self.check();
         }
         for _ in 0..3 * self.receiver.handoffs() {
@@ -413,15 +455,15 @@ impl World {
         for frame in std::mem::take(&mut self.frames) {
             self.deliver(frame);
         }
-        assert!(self.permits.is_empty() && self.verifies.is_empty() && self.actions.is_empty());
+        assert!(self.permits.is_empty() && self.actions.is_empty());
         assert_eq!(self.pool.counts(), counts);
     }
 
-    /// A good moment for one push: all that waits is delivered, landed, summed and answered.
+    /// A good moment for one push: all that waits is delivered, landed and answered.
     fn progress(&mut self, push: usize, order: u16) {
         self.compute(push, usize::from(order % 16));
         for _ in 0..8 {
-            self.pump(push, order.is_multiple_of(3));
+            self.pump(push);
         }
         while let Some(at) = self.frames.iter().position(|(at, _)| *at == push) {
             let frame = self.frames.remove(at);
@@ -432,10 +474,6 @@ impl World {
         }
         while let Some(at) = self.permits.iter().position(|(at, ..)| *at == push) {
             self.land(at);
-            self.check();
-        }
-        while !self.verifies.is_empty() {
-            self.sum(0);
             self.check();
         }
         while let Some(at) = self.replies.iter().position(|(at, _)| *at == push) {
@@ -454,17 +492,23 @@ impl World {
         match op {
             0 => {
                 let prompt = PROMPTS[usize::from(a) % PROMPTS.len()];
-                self.reserve(u128::from(b % 3), 1 + u32::from(b / 3 % 4), prompt);
+                let protocol = 1 + u32::from(b / 64 % 2);
+                self.reserve(u128::from(b % 3), 1 + u32::from(b / 3 % 4), prompt, protocol);
             }
-            1..5 => {
+            1..4 => {
                 if let Some(push) = push {
                     self.compute(push, usize::from(b % 16));
+                }
+            }
+            4 => {
+                if let Some(push) = push {
+                    self.compute_layers(push, usize::from(b % 16), usize::from(b / 16 % 4));
                 }
             }
             5..13 => {
                 for _ in 0..=b % 4 {
                     if let Some(push) = push {
-                        self.pump(push, b.is_multiple_of(2));
+                        self.pump(push);
                     }
                 }
             }
@@ -499,8 +543,10 @@ impl World {
                 }
             }
             28..30 => {
-                if let Some(at) = pick(&self.verifies, a) {
-                    self.sum(at);
+                // On another stream than its own.
+                if let (Some(at), Some(push)) = (pick(&self.frames, b), push) {
+                    let (_, frame) = self.frames[at].clone();
+                    self.deliver((push, frame));
                 }
             }
             30..35 => {

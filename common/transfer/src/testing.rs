@@ -1,6 +1,9 @@
 //! What the tests share: a small layout, memory in a vector, and KV bytes that depend on all the tokens before them.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use baton_kv::{
     Attempt, BlockId, BlockName, Epoch, KvDtype, KvIdentity, KvLayout, KvMemory, KvMemoryError, NodeId, RequestId,
@@ -32,6 +35,7 @@ pub(crate) fn config() -> ReceiverConfig {
         identity: IDENTITY,
         layout: LAYOUT,
         vocabulary: VOCABULARY,
+        protocol_max: baton_proto::PROTOCOL_MAX,
         lease_ms: LEASE_MS,
         drain_ms: DRAIN_MS,
         max_handoffs: 4,
@@ -105,9 +109,14 @@ impl TestMemory {
 
     /// All layers of a block's valid tokens.
     pub(crate) fn block(&self, block: BlockId, tokens: usize) -> Vec<u8> {
-        let mut bytes = vec![0; self.layout.valid_bytes(tokens)];
-        let layer_bytes = bytes.len() / self.layout.layers;
-        for (layer, piece) in bytes.chunks_exact_mut(layer_bytes).enumerate() {
+        self.layers(block, 0..self.layout.layers, tokens)
+    }
+
+    /// Some layers of a block's valid tokens.
+    pub(crate) fn layers(&self, block: BlockId, layers: Range<usize>, tokens: usize) -> Vec<u8> {
+        let layer_bytes = self.layout.valid_bytes(tokens) / self.layout.layers;
+        let mut bytes = vec![0; layers.len() * layer_bytes];
+        for (layer, piece) in layers.zip(bytes.chunks_exact_mut(layer_bytes)) {
             self.read(layer, block, tokens, piece).unwrap();
         }
         bytes

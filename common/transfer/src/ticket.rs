@@ -35,7 +35,7 @@ pub struct Ticket {
     pub layout: KvLayout,
     /// Whoever shows it may push.
     pub capability: Capability,
-    /// Version of the handoff that the decode node speaks.
+    /// Newest version of the handoff that the decode node speaks.
     pub protocol: u32,
 }
 
@@ -126,6 +126,27 @@ pub struct Claims {
     pub identity: KvIdentity,
     /// The sender's own.
     pub layout: KvLayout,
+    /// How the KV travels.
+    pub transport: Transport,
+}
+
+/// How KV travels from pool to pool. Frames travel over gRPC in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Transport {
+    /// In the frames.
+    Grpc,
+    /// The receiver copies it from the sender's pool. From version 2.
+    Shm,
+}
+
+impl Transport {
+    /// As it is called on the wire, in metrics and in flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Shm => "shm",
+        }
+    }
 }
 
 impl Claims {
@@ -142,7 +163,7 @@ impl Claims {
             kv_identity: self.identity.0.to_vec(),
             layout: Some(layout_to_proto(&self.layout)),
             sender_node: self.sender_node.0.clone(),
-            transport: String::new(),
+            transport: self.transport.name().to_owned(),
         }
     }
 
@@ -160,6 +181,11 @@ impl Claims {
             capability: Capability::from_slice(&message.capability).ok_or(WireError("open.capability"))?,
             identity: KvIdentity::from_slice(&message.kv_identity).ok_or(WireError("open.kv_identity"))?,
             layout: layout_from_proto(layout)?,
+            transport: match message.transport.as_str() {
+                "" | "grpc" => Transport::Grpc,
+                "shm" => Transport::Shm,
+                _ => return Err(WireError("open.transport")),
+            },
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use baton_kv::{KvEventKind, NamedBlock};
 use baton_node::{Lifecycle, Phase, grpc, limits, random, status, telemetry};
 use baton_proto::{
-    PROTOCOL_VERSION,
+    PROTOCOL_MAX, PROTOCOL_MIN,
     node::v1::{self as pb, node_report::Report, registry_client::RegistryClient, router_notice::Notice},
 };
 use baton_transfer::layout_to_proto;
@@ -237,8 +237,8 @@ impl Announcer {
             layout: Some(layout_to_proto(&facts.layout)),
             blocks: facts.blocks as u64,
             context_length: facts.max_context as u32,
-            protocol_min: PROTOCOL_VERSION,
-            protocol_max: PROTOCOL_VERSION,
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
             vocabulary: facts.model.vocabulary as u32,
         }
     }

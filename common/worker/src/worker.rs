@@ -121,6 +121,7 @@ impl Worker {
             identity: facts.identity,
             layout,
             vocabulary: facts.model.vocabulary,
+            protocol_max: baton_proto::PROTOCOL_MAX,
             lease_ms: config.lease_ms,
             drain_ms: config.drain_ms,
             max_handoffs: config.max_handoffs,

@@ -2,7 +2,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use baton_kv::{BlockName, Checksum, ChecksumState, Epoch, KvIdentity, KvMemory, KvMemoryError, NodeId, Time, TokenId};
+use baton_kv::{
+    BlockName, Checksum, ChecksumState, Epoch, KvIdentity, KvLayout, KvMemory, KvMemoryError, NodeId, Time, TokenId,
+};
 use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -15,7 +17,7 @@ use tonic::{Code, Request, Status, Streaming, metadata::MetadataMap};
 
 use super::{Hold, PushInput, peers::Peers, read_ahead::ReadAhead};
 use crate::{
-    BlockToSend, PushFailure, Reject, Sender, SenderAction, SenderConfig, SenderState, Ticket, WireError, layer_runs,
+    PushFailure, Reject, RunToSend, Sender, SenderAction, SenderConfig, SenderState, Ticket, Transport, WireError,
     limits,
 };
 
@@ -28,6 +30,8 @@ pub struct PusherConfig {
     pub epoch: Epoch,
     /// What its KV means.
     pub identity: KvIdentity,
+    /// Newest version of the handoff that it speaks.
+    pub protocol_max: u32,
 }
 
 /// One push.
@@ -137,6 +141,8 @@ impl Pusher {
             epoch: self.config.epoch,
             identity: self.config.identity,
             layout: *self.memory.layout(),
+            protocol_max: self.config.protocol_max,
+            transport: Transport::Grpc,
             root: job.root,
             prompt: &job.prompt,
             deadline: Time(0).after_ms(job.deadline_ms),
@@ -204,7 +210,7 @@ struct Push {
     /// Zero of the sender's clock.
     started: Instant,
     frames: mpsc::Sender<pb::PushFrame>,
-    /// Frames that the stream has no room for yet; at most one block's pieces and a few small ones.
+    /// Frames that the stream has no room for yet; at most one of KV and a few small ones.
     outbox: VecDeque<pb::PushFrame>,
     reading: Option<Reading>,
     /// Kept to the end: any block may be asked for again.
@@ -213,8 +219,8 @@ struct Push {
     busy: Busy,
 }
 
-/// A block that was read: its bytes, `[layer][k|v][head][token < valid_tokens][dim]`, and their checksum.
-type Read = (BlockToSend, Bytes, Checksum);
+/// Runs that were read: their bytes one after the other, and their checksums.
+type Read = (Vec<RunToSend>, Bytes, Vec<Checksum>);
 
 /// What woke the push.
 enum Event {
@@ -223,11 +229,8 @@ enum Event {
     Other,
 }
 
-/// A block that waits for its share of the node's memory, and is then being read on a thread for blocking work.
-struct Reading {
-    block: BlockToSend,
-    task: BoxFuture<'static, Option<(Bytes, Checksum)>>,
-}
+/// A frame that waits for its share of the node's memory, and is then being read on a thread for blocking work.
+type Reading = BoxFuture<'static, Option<Read>>;
 
 impl Push {
     async fn run(mut self, mut replies: Streaming<pb::PushReply>) -> Result<PushReport, PushError> {
@@ -270,7 +273,7 @@ impl Push {
                 Event::Reply(Ok(Some(reply))) => self.take_reply(reply),
                 Event::Reply(Ok(None)) => return Err(PushError::Stream("the decode node closed it".to_owned())),
                 Event::Reply(Err(status)) => return Err(broken(&status)),
-                Event::Read(read) => self.take_block(read?),
+                Event::Read(read) => self.take_read(read?),
                 Event::Other => {}
             }
         }
@@ -319,39 +322,45 @@ impl Push {
                 // Not behind the pieces that wait here.
                 Some(SenderAction::Heartbeat) => self.outbox.push_front(frame(Frame::Heartbeat(pb::Heartbeat {}))),
                 Some(SenderAction::Final(claims)) => self.outbox.push_back(frame(Frame::Final(claims.to_proto()))),
-                Some(SenderAction::Block(block)) => {
+                Some(SenderAction::Pieces(runs)) => {
                     let (memory, holds, read_ahead) =
                         (self.memory.clone(), self.holds.clone(), self.read_ahead.clone());
-                    let task = Box::pin(async move {
-                        let share = read_ahead.take(memory.layout().valid_bytes(block.valid_tokens)).await?;
+                    self.reading = Some(Box::pin(async move {
+                        let layout = *memory.layout();
+                        let bytes = runs.iter().map(|run| run_bytes(&layout, run)).sum();
+                        let share = read_ahead.take(bytes).await?;
                         let read = tokio::task::spawn_blocking(move || {
-                            let read = read_block(&*memory, &block);
+                            let read = read_runs(&*memory, &runs);
                             drop(holds);
-                            read
+                            read.map(|(data, sums)| (runs, data, sums))
                         });
-                        let (data, checksum) = read.await.ok()?.ok()?;
-                        Some((share.keep(data), checksum))
-                    });
-                    self.reading = Some(Reading { block, task });
+                        let (runs, data, sums) = read.await.ok()?.ok()?;
+                        Some((runs, share.keep(data), sums))
+                    }));
                 }
             }
         }
     }
 
-    fn take_block(&mut self, (block, data, checksum): Read) {
-        let layout = *self.memory.layout();
-        let layer_bytes = data.len() / layout.layers;
-        for layers in layer_runs(&layout, block.valid_tokens) {
-            self.outbox.push_back(frame(Frame::Piece(pb::Piece {
-                slot: block.slot as u32,
-                generation: block.generation.0,
-                first_layer: layers.start as u32,
-                layers: layers.len() as u32,
-                valid_tokens: block.valid_tokens as u32,
-                data: data.slice(layers.start * layer_bytes..layers.end * layer_bytes),
-            })));
+    fn take_read(&mut self, (runs, data, sums): Read) {
+        for (run, sum) in runs.iter().zip(sums) {
+            self.sender.sent(run, sum);
         }
-        self.sender.sent(block.slot, checksum);
+        self.outbox
+            .push_back(frame(match (self.sender.protocol(), runs.as_slice()) {
+                (1, [run]) => Frame::Piece(pb::Piece {
+                    slot: run.slot as u32,
+                    generation: run.generation.0,
+                    first_layer: run.layers.start as u32,
+                    layers: run.layers.len() as u32,
+                    valid_tokens: run.valid_tokens as u32,
+                    data,
+                }),
+                _ => Frame::Pieces(pb::Pieces {
+                    runs: runs.iter().map(run_to_proto).collect(),
+                    data,
+                }),
+            }));
     }
 
     fn take_reply(&mut self, reply: pb::PushReply) {
@@ -407,25 +416,44 @@ impl Busy {
 
 /// The end of the read under way. Cancel-safe.
 async fn read_result(reading: &mut Option<Reading>) -> Result<Read, PushError> {
-    let read = reading.as_mut().expect("checked by the caller");
-    let result = (&mut read.task).await;
-    let block = read.block;
+    let read = reading.as_mut().expect("checked by the caller").await;
     *reading = None;
-    let (data, checksum) = result.ok_or(PushError::Memory)?;
-    Ok((block, data, checksum))
+    read.ok_or(PushError::Memory)
 }
 
-/// All layers of a block, `[layer][k|v][head][token < valid_tokens][dim]`, and their checksum.
-fn read_block(memory: &dyn KvMemory, block: &BlockToSend) -> Result<(Vec<u8>, Checksum), KvMemoryError> {
-    let layout = memory.layout();
-    let mut data = vec![0; layout.valid_bytes(block.valid_tokens)];
-    let layer_bytes = data.len() / layout.layers;
-    let mut sum = ChecksumState::default();
-    for (layer, piece) in data.chunks_exact_mut(layer_bytes).enumerate() {
-        memory.read(layer, block.block, block.valid_tokens, piece)?;
-        sum.update(piece);
+fn run_bytes(layout: &KvLayout, run: &RunToSend) -> usize {
+    run.layers.len() * (layout.valid_bytes(run.valid_tokens) / layout.layers)
+}
+
+fn run_to_proto(run: &RunToSend) -> pb::PieceRun {
+    pb::PieceRun {
+        slot: run.slot as u32,
+        generation: run.generation.0,
+        first_layer: run.layers.start as u32,
+        layers: run.layers.len() as u32,
+        valid_tokens: run.valid_tokens as u32,
+        source_block: run.block.0,
     }
-    Ok((data, sum.finish()))
+}
+
+/// The runs' bytes, each `[layer][k|v][head][token < valid_tokens][dim]`, and the checksum of each.
+fn read_runs(memory: &dyn KvMemory, runs: &[RunToSend]) -> Result<(Vec<u8>, Vec<Checksum>), KvMemoryError> {
+    let layout = memory.layout();
+    let mut data = vec![0; runs.iter().map(|run| run_bytes(layout, run)).sum()];
+    let mut rest = data.as_mut_slice();
+    let mut sums = Vec::with_capacity(runs.len());
+    for run in runs {
+        let mut sum = ChecksumState::default();
+        for layer in run.layers.clone() {
+            let layer_bytes = layout.valid_bytes(run.valid_tokens) / layout.layers;
+            let (piece, after) = std::mem::take(&mut rest).split_at_mut(layer_bytes);
+            memory.read(layer, run.block, run.valid_tokens, piece)?;
+            sum.update(piece);
+            rest = after;
+        }
+        sums.push(sum.finish());
+    }
+    Ok((data, sums))
 }
 
 /// On a sender's clock, whose zero is `started`.

@@ -6,7 +6,6 @@ use baton_kv::Time;
 use baton_proto::node::v1::{self as pb, handoff_server, push_frame::Frame, push_reply::Reply};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
-    task::JoinHandle,
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,9 +15,12 @@ use tracing::Instrument;
 
 use super::{
     Fences,
-    port::{PendingVerify, ReceiverPort, write_piece},
+    port::{ReceiverPort, write_pieces},
 };
-use crate::{Claims, FinalClaims, PieceHeader, Reject, StreamId, Verdict, limits, sender::heartbeat_ms};
+use crate::{
+    Claims, FinalClaims, FrameBytes, PiecesHeader, Reject, RunHeader, StreamId, Transport, Verdict, limits,
+    sender::heartbeat_ms,
+};
 
 type Replies = mpsc::Sender<Result<pb::PushReply, Status>>;
 
@@ -138,8 +140,7 @@ async fn run<P: ReceiverPort>(
     }
 }
 
-/// Frames in, replies out, until the verdict (`Ok`), the sender's end (`Ok`), or a refusal. Dropped when the stream is fenced: what is being
-/// summed then ends by itself.
+/// Frames in, replies out, until the verdict (`Ok`), the sender's end (`Ok`), or a refusal. Dropped when the stream is fenced.
 async fn serve<P: ReceiverPort>(
     port: &Arc<P>,
     stream: StreamId,
@@ -154,6 +155,10 @@ async fn serve<P: ReceiverPort>(
         Ok(Ok(Some(_))) | Err(_) => return Err(Reject::Malformed),
         Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
     };
+    if claims.transport != Transport::Grpc {
+        // No pool of a peer is open here.
+        return Err(Reject::Malformed);
+    }
     let (lease_ms, opened_at) = port.locked(|receiver, _, now, _| {
         let lease_ms = receiver.opened(stream, &claims, now)?;
         Ok((lease_ms, now))
@@ -166,32 +171,18 @@ async fn serve<P: ReceiverPort>(
         frames: 1,
         answer_ms: heartbeat_ms(lease_ms) / limits::ANSWERS_PER_HEARTBEAT,
         answered_at: opened_at,
-        verifying: None,
     };
 
     // A broken stream is the sender's end as well: the guard aborts the handoff. Every wait here ends with the lease, through the fence.
-    let mut listening = true;
-    loop {
-        let answer = tokio::select! {
-            verdict = verdict(&mut push.verifying), if push.verifying.is_some() => Some(said(verdict?)),
-            message = frames.message(), if listening => match message {
-                Ok(Some(message)) => push.take(message).await?,
-                // Nothing more will come, but the verdict may still be heard.
-                Ok(None) => {
-                    listening = false;
-                    None
-                }
-                Err(_) => return Ok(()),
-            },
-            else => return Ok(()),
-        };
-        let Some(answer) = answer else { continue };
+    while let Ok(Some(message)) = frames.message().await {
+        let Some(answer) = push.take(message)? else { continue };
         let last = matches!(answer, Reply::Verified(_));
         reply(replies, answer).await;
         if last {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
 /// An accepted stream.
@@ -203,49 +194,34 @@ struct Push<'a, P: ReceiverPort> {
     /// Between answers to pieces.
     answer_ms: u64,
     answered_at: Time,
-    /// Sums that are being taken on a thread for blocking work, while frames are still read.
-    verifying: Option<JoinHandle<Result<Verdict, Reject>>>,
 }
 
 impl<P: ReceiverPort> Push<'_, P> {
     /// Takes a frame in; returns what to answer now.
-    async fn take(&mut self, message: pb::PushFrame) -> Result<Option<Reply>, Reject> {
+    fn take(&mut self, message: pb::PushFrame) -> Result<Option<Reply>, Reject> {
         self.frames += 1;
-        let taken = match message.frame {
-            Some(Frame::Piece(piece)) => self.piece(&piece),
+        match message.frame {
+            Some(Frame::Piece(piece)) => self.pieces(&piece_header(&piece)?, &piece.data),
+            Some(Frame::Pieces(pieces)) => self.pieces(&pieces_header(&pieces)?, &pieces.data),
             Some(Frame::Final(message)) => self.finished(&message),
             Some(Frame::Heartbeat(_)) => self.renewed(0),
-            Some(Frame::Open(_) | Frame::Pieces(_)) | None => Err(Reject::Malformed),
-        };
-        match taken {
-            // All may have been verified just now: then there is nothing left to refuse.
-            Err(reject) if self.verifying.is_some() => match verdict(&mut self.verifying).await {
-                Ok(verdict @ Verdict::Verified) => Ok(Some(said(verdict))),
-                _ => Err(reject),
-            },
-            taken => taken,
+            Some(Frame::Open(_)) | None => Err(Reject::Malformed),
         }
     }
 
-    fn piece(&mut self, piece: &pb::Piece) -> Result<Option<Reply>, Reject> {
-        match write_piece(self.port, self.stream, &header(piece)?, &piece.data)? {
-            Some(verify) => {
-                self.verify(verify);
-                Ok(None)
-            }
+    fn pieces(&mut self, header: &PiecesHeader, data: &[u8]) -> Result<Option<Reply>, Reject> {
+        match write_pieces(self.port, self.stream, header, &mut FrameBytes(data))? {
+            Some(verdict) => Ok(Some(said(verdict))),
             None => self.renewed(self.answer_ms),
         }
     }
 
     fn finished(&mut self, message: &pb::Final) -> Result<Option<Reply>, Reject> {
         let claims = FinalClaims::from_proto(message).map_err(|_| Reject::Malformed)?;
-        let verify = self
+        let verdict = self
             .port
-            .locked(|receiver, _, now, _| receiver.finished(self.stream, &claims, now))?;
-        if let Some(verify) = verify {
-            self.verify(PendingVerify::new(self.port.clone(), verify));
-        }
-        Ok(None)
+            .locked(|receiver, pool, now, actions| receiver.finished(self.stream, &claims, now, pool, actions))?;
+        Ok(verdict.map(said))
     }
 
     /// Renews the lease, if the last answer is at least `after_ms` old.
@@ -260,18 +236,6 @@ impl<P: ReceiverPort> Push<'_, P> {
             Ok(Some(Reply::Renewed(pb::Renewed { lease_ms, frames })))
         })
     }
-
-    fn verify(&mut self, verify: PendingVerify<P>) {
-        self.verifying = Some(tokio::task::spawn_blocking(move || verify.run()));
-    }
-}
-
-/// The end of the sums under way. Cancel-safe.
-async fn verdict(verifying: &mut Option<JoinHandle<Result<Verdict, Reject>>>) -> Result<Verdict, Reject> {
-    let task = verifying.as_mut().expect("checked by the caller");
-    let verdict = task.await.unwrap_or(Err(Reject::Aborted));
-    *verifying = None;
-    verdict
 }
 
 fn said(verdict: Verdict) -> Reply {
@@ -291,13 +255,37 @@ async fn reply(replies: &Replies, reply: Reply) {
         .await;
 }
 
-fn header(piece: &pb::Piece) -> Result<PieceHeader, Reject> {
-    let end = piece.first_layer.checked_add(piece.layers).ok_or(Reject::Malformed)?;
-    Ok(PieceHeader {
-        slot: piece.slot as usize,
-        generation: baton_kv::Generation(piece.generation),
-        layers: piece.first_layer as usize..end as usize,
-        valid_tokens: piece.valid_tokens as usize,
+fn piece_header(piece: &pb::Piece) -> Result<PiecesHeader, Reject> {
+    let run = pb::PieceRun {
+        slot: piece.slot,
+        generation: piece.generation,
+        first_layer: piece.first_layer,
+        layers: piece.layers,
+        valid_tokens: piece.valid_tokens,
+        source_block: 0,
+    };
+    Ok(PiecesHeader {
+        protocol: 1,
+        runs: vec![run_header(&run)?],
         bytes: piece.data.len(),
+    })
+}
+
+fn pieces_header(pieces: &pb::Pieces) -> Result<PiecesHeader, Reject> {
+    Ok(PiecesHeader {
+        protocol: 2,
+        runs: pieces.runs.iter().map(run_header).collect::<Result<_, _>>()?,
+        bytes: pieces.data.len(),
+    })
+}
+
+fn run_header(run: &pb::PieceRun) -> Result<RunHeader, Reject> {
+    let end = run.first_layer.checked_add(run.layers).ok_or(Reject::Malformed)?;
+    Ok(RunHeader {
+        slot: run.slot as usize,
+        generation: baton_kv::Generation(run.generation),
+        layers: run.first_layer as usize..end as usize,
+        valid_tokens: run.valid_tokens as usize,
+        source_block: baton_kv::BlockId(run.source_block),
     })
 }

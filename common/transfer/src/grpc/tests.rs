@@ -51,7 +51,7 @@ async fn a_prompt_crosses_and_the_next_one_skips_what_is_held() {
 
 #[tokio::test]
 async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
-    // 4 MiB per two layers.
+    // 2 MiB a layer, 10 MiB a block.
     let layout = KvLayout {
         layers: 5,
         heads: 2,
@@ -59,7 +59,6 @@ async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
         block_tokens: 32,
         dtype: KvDtype::Bf16,
     };
-    assert_eq!(crate::layer_runs(&layout, 32).count(), 3);
     let node = Node::start(layout, 2).await;
     let source = Source::new(layout, 2);
     let prompt: Vec<TokenId> = (0..33).collect();
@@ -69,6 +68,24 @@ async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
     let table = node.verified(handoff).await;
     assert!(node.memory.block(table[0], 32) == kv_of(&layout, &prompt, 0));
     assert!(node.memory.block(table[1], 1) == kv_of(&layout, &prompt, 1));
+}
+
+#[tokio::test]
+async fn an_older_peer_gets_frames_of_its_version() {
+    let node = Node::start(LAYOUT, 4).await;
+    let source = Source::new(LAYOUT, 4);
+    let ticket = Ticket {
+        protocol: 1,
+        ..node.reserve(1, 1, &PROMPT)
+    };
+    let handoff = ticket.handoff;
+    node.memory.corrupt_writes(1);
+    within(source.push_in_chunks(ticket, &PROMPT, 5)).await.unwrap();
+    let table = node.verified(handoff).await;
+    for (index, block) in table.iter().enumerate() {
+        let tokens = (PROMPT.len() - index * LAYOUT.block_tokens).min(LAYOUT.block_tokens);
+        assert_eq!(node.memory.block(*block, tokens), kv_of(&LAYOUT, &PROMPT, index));
+    }
 }
 
 #[tokio::test]

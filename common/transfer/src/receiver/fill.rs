@@ -1,14 +1,14 @@
-//! Which layers of which slots have landed.
+//! Which runs of layers of which slots have landed, and the checksums of what lies there.
 
 use std::ops::Range;
 
-/// One layer of one slot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Layer {
-    Missing,
-    /// A permit for it is out.
-    Writing,
-    Landed,
+use baton_kv::Checksum;
+
+/// Layers of one slot.
+struct Part {
+    layers: Range<usize>,
+    /// Of the bytes where they lie; none while a permit is out.
+    sum: Option<Checksum>,
 }
 
 /// What [`Fill::begin`] found.
@@ -22,64 +22,91 @@ pub(super) enum Begin {
     Overlap,
 }
 
-/// `[slot][layer]`.
+/// Per slot its parts in layer order, which do not overlap; neighbours that have landed are one part.
 pub(super) struct Fill {
     layers: usize,
-    cells: Vec<Layer>,
-    /// Cells that have not landed.
-    missing: usize,
+    slots: Vec<Vec<Part>>,
+    /// Slots of which every layer has landed.
+    complete: usize,
 }
 
 impl Fill {
     pub(super) fn new(slots: usize, layers: usize) -> Self {
         Self {
             layers,
-            cells: vec![Layer::Missing; slots * layers],
-            missing: slots * layers,
+            slots: (0..slots).map(|_| Vec::new()).collect(),
+            complete: 0,
         }
-    }
-
-    fn row(&mut self, slot: usize, layers: &Range<usize>) -> &mut [Layer] {
-        let start = slot * self.layers;
-        &mut self.cells[start + layers.start..start + layers.end]
     }
 
     pub(super) fn begin(&mut self, slot: usize, layers: &Range<usize>) -> Begin {
-        let row = self.row(slot, layers);
-        let missing = row.iter().filter(|layer| **layer == Layer::Missing).count();
-        if missing == 0 {
+        let parts = &mut self.slots[slot];
+        let shared = |part: &Part| {
+            let end = part.layers.end.min(layers.end);
+            end.saturating_sub(part.layers.start.max(layers.start))
+        };
+        let known: usize = parts.iter().map(shared).sum();
+        if known == layers.len() {
             return Begin::Duplicate;
         }
-        if missing < row.len() {
+        if known > 0 {
             return Begin::Overlap;
         }
-        row.fill(Layer::Writing);
+        let at = parts.partition_point(|part| part.layers.start < layers.start);
+        let (layers, sum) = (layers.clone(), None);
+        parts.insert(at, Part { layers, sum });
         Begin::Write
     }
 
-    pub(super) fn landed(&mut self, slot: usize, layers: &Range<usize>) {
-        let row = self.row(slot, layers);
-        assert!(
-            row.iter().all(|layer| *layer == Layer::Writing),
-            "a permit covers layers that are being written"
-        );
-        row.fill(Layer::Landed);
-        self.missing -= layers.len();
+    /// Takes a [`Begin::Write`] back: nothing was written.
+    pub(super) fn undo(&mut self, slot: usize, layers: &Range<usize>) {
+        let at = self.writing(slot, layers);
+        self.slots[slot].remove(at);
+    }
+
+    /// The layers, of `layer_bytes` each, are written, and `sum` is what lies there now.
+    pub(super) fn landed(&mut self, slot: usize, layers: &Range<usize>, layer_bytes: usize, sum: Checksum) {
+        let at = self.writing(slot, layers);
+        let parts = &mut self.slots[slot];
+        parts[at].sum = Some(sum);
+        for first in [at, at.wrapping_sub(1)] {
+            if let Some([low, high]) = parts.get(first..first.saturating_add(2))
+                && low.layers.end == high.layers.start
+                && let (Some(below), Some(above)) = (low.sum, high.sum)
+            {
+                let sum = Some(below.then(above, high.layers.len() * layer_bytes));
+                let layers = low.layers.start..high.layers.end;
+                parts.splice(first..first + 2, [Part { layers, sum }]);
+            }
+        }
+        self.complete += usize::from(self.sum(slot).is_some());
     }
 
     /// The whole slot is wanted again. Nothing of it may be being written.
     pub(super) fn reset(&mut self, slot: usize) {
-        let layers = 0..self.layers;
-        let row = self.row(slot, &layers);
-        assert!(
-            row.iter().all(|layer| *layer == Layer::Landed),
-            "only a complete slot is asked for again"
-        );
-        row.fill(Layer::Missing);
-        self.missing += layers.len();
+        assert!(self.sum(slot).is_some(), "only a complete slot is asked for again");
+        self.slots[slot].clear();
+        self.complete -= 1;
+    }
+
+    /// Of all the layers of a slot, once they have landed.
+    pub(super) fn sum(&self, slot: usize) -> Option<Checksum> {
+        match self.slots[slot].as_slice() {
+            [part] if part.layers == (0..self.layers) => part.sum,
+            _ => None,
+        }
     }
 
     pub(super) fn complete(&self) -> bool {
-        self.missing == 0
+        self.complete == self.slots.len()
+    }
+
+    /// The part that a permit is out for.
+    fn writing(&self, slot: usize, layers: &Range<usize>) -> usize {
+        let parts = self.slots[slot].iter();
+        let at = parts
+            .enumerate()
+            .find(|(_, part)| part.layers == *layers && part.sum.is_none());
+        at.expect("a permit covers layers that are being written").0
     }
 }

@@ -1,16 +1,21 @@
 //! One row of the receiver's table.
 
-use baton_kv::{
-    Attempt, BlockId, BlockName, Checksum, GrantedSlot, HandoffId, KvLayout, Lease, RequestId, Time, TokenId,
-    name_blocks,
-};
+use baton_kv::{Attempt, BlockId, BlockName, GrantedSlot, KvLayout, Lease, RequestId, Time, TokenId, name_blocks};
 
-use super::{StreamId, Verify, VerifySlot, fill::Fill, types::HandoffState};
-use crate::{Capability, FinalClaims, Reject};
+use super::{
+    StreamId,
+    fill::{Begin, Fill},
+    types::{HandoffState, PieceWrite, PiecesHeader},
+};
+use crate::{Capability, FinalClaims, Reject, Transport, limits};
 
 pub(super) enum Phase {
     Reserved,
-    Filling,
+    /// In frames of this version and transport.
+    Filling {
+        protocol: u32,
+        transport: Transport,
+    },
     /// The whole prompt's blocks, held for the sequence to come.
     Verified {
         table: Vec<BlockId>,
@@ -36,11 +41,9 @@ pub(super) struct Handoff {
     pub(super) held: Vec<BlockId>,
     pub(super) slots: Vec<GrantedSlot>,
     pub(super) fill: Fill,
-    /// Per slot: its checksum has matched.
-    pub(super) matched: Vec<bool>,
     /// The stream that may fill it; kept while aborting, until it is closed.
     pub(super) stream: Option<StreamId>,
-    /// Permits and sums that are out.
+    /// Permits that are out.
     pub(super) in_flight: usize,
     pub(super) claims: Option<FinalClaims>,
     /// When these claims came.
@@ -53,7 +56,7 @@ impl Handoff {
     pub(super) fn state(&self) -> HandoffState {
         match self.phase {
             Phase::Reserved => HandoffState::Reserved,
-            Phase::Filling => HandoffState::Filling,
+            Phase::Filling { .. } => HandoffState::Filling,
             Phase::Verified { .. } => HandoffState::Verified,
             Phase::Decoding => HandoffState::Decoding,
             Phase::Aborting { .. } => HandoffState::Aborting,
@@ -63,7 +66,7 @@ impl Handoff {
     /// When `tick` ends this state.
     pub(super) fn ends(&self) -> Time {
         match self.phase {
-            Phase::Reserved | Phase::Filling => self.lease.ends(),
+            Phase::Reserved | Phase::Filling { .. } => self.lease.ends(),
             Phase::Verified { .. } | Phase::Decoding => self.deadline,
             Phase::Aborting { drain_until } => drain_until,
         }
@@ -75,12 +78,75 @@ impl Handoff {
     }
 
     /// Ready for frames: being filled, and the lease lasts.
-    pub(super) fn check_filling(&self, now: Time) -> Result<(), Reject> {
+    pub(super) fn check_filling(&self, now: Time) -> Result<(u32, Transport), Reject> {
         match self.phase {
-            Phase::Filling if self.lease.ended(now) => Err(Reject::LeaseEnded),
-            Phase::Filling => Ok(()),
+            Phase::Filling { .. } if self.lease.ended(now) => Err(Reject::LeaseEnded),
+            Phase::Filling { protocol, transport } => Ok((protocol, transport)),
             Phase::Aborting { .. } => Err(Reject::Aborted),
             Phase::Reserved | Phase::Verified { .. } | Phase::Decoding => Err(Reject::UnknownHandoff),
+        }
+    }
+
+    /// Marks what a frame brings as being written; what is here already is left out. An error leaves nothing marked.
+    pub(super) fn begin(
+        &mut self,
+        frame: &PiecesHeader,
+        transport: Transport,
+        layout: &KvLayout,
+    ) -> Result<Vec<PieceWrite>, Reject> {
+        let mut writes = Vec::with_capacity(frame.runs.len());
+        let begun = self.begin_all(frame, transport, layout, &mut writes);
+        if begun.is_err() {
+            for write in &writes {
+                self.fill.undo(write.slot, &write.layers);
+            }
+        }
+        begun.map(|()| writes)
+    }
+
+    fn begin_all(
+        &mut self,
+        frame: &PiecesHeader,
+        transport: Transport,
+        layout: &KvLayout,
+        writes: &mut Vec<PieceWrite>,
+    ) -> Result<(), Reject> {
+        if frame.runs.is_empty() || frame.runs.len() > limits::FRAME_RUNS {
+            return Err(Reject::Malformed);
+        }
+        let mut offset = 0;
+        for run in &frame.runs {
+            let slot = *self.slots.get(run.slot).ok_or(Reject::Malformed)?;
+            if run.generation != slot.generation {
+                return Err(Reject::StaleGeneration);
+            }
+            let valid_tokens = self.valid_tokens(run.slot, layout);
+            if run.layers.is_empty() || run.layers.end > layout.layers || run.valid_tokens != valid_tokens {
+                return Err(Reject::Malformed);
+            }
+            let bytes = run.layers.len() * (layout.valid_bytes(valid_tokens) / layout.layers);
+            match self.fill.begin(run.slot, &run.layers) {
+                Begin::Overlap => return Err(Reject::Malformed),
+                Begin::Duplicate => {}
+                Begin::Write => writes.push(PieceWrite {
+                    slot: run.slot,
+                    block: slot.block,
+                    layers: run.layers.clone(),
+                    valid_tokens,
+                    bytes: offset..offset + bytes,
+                    source_block: run.source_block,
+                }),
+            }
+            offset += bytes;
+        }
+        let carried = match transport {
+            Transport::Grpc => offset,
+            Transport::Shm => 0,
+        };
+        if frame.bytes == carried {
+            Ok(())
+        } else {
+            Err(Reject::Malformed)
         }
     }
 
@@ -94,34 +160,11 @@ impl Handoff {
         if fits { Ok(()) } else { Err(Reject::ManifestMismatch) }
     }
 
-    /// The sums to take, once FINAL and every piece are here; counted as in flight.
-    pub(super) fn verify_if_complete(&mut self, id: HandoffId, layout: &KvLayout) -> Option<Verify> {
-        if self.claims.is_none() || !self.fill.complete() || self.in_flight > 0 {
-            return None;
-        }
-        let slots = (0..self.slots.len())
-            .filter(|slot| !self.matched[*slot])
-            .map(|slot| VerifySlot {
-                slot,
-                block: self.slots[slot].block,
-                valid_tokens: self.valid_tokens(slot, layout),
-            })
-            .collect();
-        self.in_flight += 1;
-        Some(Verify { handoff: id, slots })
-    }
-
-    /// Compares `sums` with the claims, marks the slots that match, and returns those that do not.
-    pub(super) fn compare(&mut self, verify: &Verify, sums: &[Checksum]) -> Vec<usize> {
-        let claims = self.claims.as_ref().expect("sums are taken after FINAL");
-        let mut wrong = Vec::new();
-        for (slot, sum) in verify.slots.iter().zip(sums) {
-            if claims.manifest[slot.slot].checksum == *sum {
-                self.matched[slot.slot] = true;
-            } else {
-                wrong.push(slot.slot);
-            }
-        }
-        wrong
+    /// The slots whose bytes are not what FINAL says, once FINAL and every run are here.
+    pub(super) fn wrong_slots(&self) -> Option<Vec<usize>> {
+        let claims = self.claims.as_ref().filter(|_| self.fill.complete())?;
+        debug_assert_eq!(self.in_flight, 0, "what has landed is not written again");
+        let wrong = |slot: &usize| self.fill.sum(*slot) != Some(claims.manifest[*slot].checksum);
+        Some((0..self.slots.len()).filter(wrong).collect())
     }
 }

@@ -1,6 +1,7 @@
 mod ends;
 
-use baton_kv::{Attempt, Checksum, Epoch, Generation, HandoffId, KvIdentity, RequestId, TokenId, name_blocks};
+use baton_kv::{Attempt, BlockId, Checksum, Epoch, Generation, HandoffId, KvIdentity, RequestId, TokenId, name_blocks};
+use baton_proto::PROTOCOL_MAX;
 
 use super::*;
 use crate::{
@@ -47,30 +48,44 @@ impl Node {
         (node, ticket)
     }
 
-    fn begin(&mut self, piece: &PieceHeader) -> Result<Option<WritePermit>, Reject> {
-        self.receiver.begin_write(STREAM, piece, self.now)
+    fn begin_frame(&mut self, frame: &PiecesHeader) -> Result<Option<WritePermit>, Reject> {
+        self.receiver.begin_write(STREAM, frame, self.now)
     }
 
-    fn land(&mut self, permit: WritePermit) -> Option<Verify> {
+    fn begin(&mut self, run: &RunHeader) -> Result<Option<WritePermit>, Reject> {
+        self.begin_frame(&frame(std::slice::from_ref(run)))
+    }
+
+    /// As if these were the bytes' sums.
+    fn land_as(&mut self, permit: WritePermit, sums: &[u64]) -> Option<Result<Verdict, Reject>> {
+        let sums: Vec<Checksum> = sums.iter().map(|sum| Checksum(*sum)).collect();
         self.receiver
-            .landed(permit, true, self.now, &mut self.pool, &mut self.actions)
+            .landed(permit, Some(&sums), self.now, &mut self.pool, &mut self.actions)
     }
 
-    fn send(&mut self, piece: &PieceHeader) -> Option<Verify> {
-        let permit = self.begin(piece).unwrap().unwrap();
-        self.land(permit)
+    fn land(&mut self, permit: WritePermit) -> Option<Result<Verdict, Reject>> {
+        let sums: Vec<u64> = permit.writes().iter().map(|write| write.slot as u64).collect();
+        self.land_as(permit, &sums)
+    }
+
+    fn send_as(&mut self, run: &RunHeader, sum: u64) -> Option<Result<Verdict, Reject>> {
+        let permit = self.begin(run).unwrap().unwrap();
+        self.land_as(permit, &[sum])
+    }
+
+    fn send(&mut self, run: &RunHeader) -> Option<Result<Verdict, Reject>> {
+        self.send_as(run, run.slot as u64)
     }
 
     fn send_all(&mut self, ticket: &Ticket) {
         for slot in 0..ticket.slots.len() {
-            assert_eq!(self.send(&piece(ticket, slot)), None);
+            assert_eq!(self.send(&run(ticket, slot)), None);
         }
     }
 
-    fn sums(&mut self, verify: Verify, sums: &[u64]) -> Result<Verdict, Reject> {
-        let sums: Vec<Checksum> = sums.iter().map(|sum| Checksum(*sum)).collect();
+    fn finish(&mut self, claims: &FinalClaims) -> Result<Option<Verdict>, Reject> {
         self.receiver
-            .sums(verify, Some(&sums), self.now, &mut self.pool, &mut self.actions)
+            .finished(STREAM, claims, self.now, &mut self.pool, &mut self.actions)
     }
 
     fn abort(&mut self, ticket: &Ticket) {
@@ -114,7 +129,7 @@ impl Node {
 
 fn claims(ticket: &Ticket) -> Claims {
     Claims {
-        protocol: PROTOCOL_VERSION,
+        protocol: PROTOCOL_MAX,
         sender_epoch: Epoch(5),
         sender_node: baton_kv::NodeId("prefill-0".into()),
         request: ticket.request,
@@ -124,18 +139,28 @@ fn claims(ticket: &Ticket) -> Claims {
         capability: ticket.capability.clone(),
         identity: IDENTITY,
         layout: LAYOUT,
+        transport: Transport::Grpc,
     }
 }
 
 /// All layers of one slot.
-fn piece(ticket: &Ticket, slot: usize) -> PieceHeader {
-    let valid_tokens = ticket.valid_tokens(slot, PROMPT.len());
-    PieceHeader {
+fn run(ticket: &Ticket, slot: usize) -> RunHeader {
+    RunHeader {
         slot,
         generation: ticket.slots[slot].generation,
         layers: 0..LAYOUT.layers,
-        valid_tokens,
-        bytes: LAYOUT.valid_bytes(valid_tokens),
+        valid_tokens: ticket.valid_tokens(slot, PROMPT.len()),
+        source_block: BlockId(0),
+    }
+}
+
+/// A frame of these runs.
+fn frame(runs: &[RunHeader]) -> PiecesHeader {
+    let bytes = |run: &RunHeader| run.layers.len() * LAYOUT.valid_bytes(run.valid_tokens.min(4)) / LAYOUT.layers;
+    PiecesHeader {
+        protocol: PROTOCOL_MAX,
+        runs: runs.to_vec(),
+        bytes: runs.iter().map(bytes).sum(),
     }
 }
 
@@ -157,16 +182,7 @@ fn a_push_becomes_a_sequence_and_its_prefix_is_found_next_time() {
     let (mut node, ticket) = Node::filling();
     assert_eq!((ticket.held_blocks, ticket.slots.len()), (0, 3));
     node.send_all(&ticket);
-    let verify = node
-        .receiver
-        .finished(STREAM, &last(&ticket), node.now)
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        verify.slots().iter().map(|slot| slot.valid_tokens).collect::<Vec<_>>(),
-        [4, 4, 1]
-    );
-    assert_eq!(node.sums(verify, &[0, 1, 2]), Ok(Verdict::Verified));
+    assert_eq!(node.finish(&last(&ticket)), Ok(Some(Verdict::Verified)));
     let blocks: Vec<_> = ticket.slots.iter().map(|slot| slot.block).collect();
     assert_eq!(
         node.actions,
@@ -192,20 +208,18 @@ fn a_push_becomes_a_sequence_and_its_prefix_is_found_next_time() {
         node.receiver.opened(StreamId(2), &claims(&second), node.now),
         Ok(LEASE_MS)
     );
-    let tail = piece(&second, 0);
+    let tail = run(&second, 0);
     assert_eq!(tail.valid_tokens, 1);
     let permit = node
         .receiver
-        .begin_write(StreamId(2), &tail, node.now)
+        .begin_write(StreamId(2), &frame(&[tail]), node.now)
         .unwrap()
         .unwrap();
     assert_eq!(node.land(permit), None);
-    let verify = node
+    let verdict = node
         .receiver
-        .finished(StreamId(2), &last(&second), node.now)
-        .unwrap()
-        .unwrap();
-    assert_eq!(node.sums(verify, &[0]), Ok(Verdict::Verified));
+        .finished(StreamId(2), &last(&second), node.now, &mut node.pool, &mut node.actions);
+    assert_eq!(verdict, Ok(Some(Verdict::Verified)));
     let Some(ReceiverAction::Verified { table, .. }) = node.actions.last() else {
         panic!("{:?}", node.actions)
     };
@@ -224,63 +238,124 @@ fn a_push_becomes_a_sequence_and_its_prefix_is_found_next_time() {
 #[test]
 fn frames_may_come_in_any_order_and_more_than_once() {
     let (mut node, ticket) = Node::filling();
-    let claims = last(&ticket);
-    assert_eq!(node.receiver.finished(STREAM, &claims, node.now), Ok(None));
-    assert_eq!(node.receiver.finished(STREAM, &claims, node.now), Ok(None));
-    assert_eq!(node.send(&piece(&ticket, 2)), None);
-    // In flight, then landed: the copy of it is dropped both times.
-    let first = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
-    assert_eq!(node.begin(&piece(&ticket, 0)), Ok(None));
-    assert_eq!(node.land(first), None);
-    assert_eq!(node.begin(&piece(&ticket, 0)), Ok(None));
-    // Runs of layers.
     let layer = LAYOUT.valid_bytes(4) / LAYOUT.layers;
-    let upper = PieceHeader {
-        layers: 1..3,
-        bytes: 2 * layer,
-        ..piece(&ticket, 1)
+    let mut claims = last(&ticket);
+    claims.manifest[1].checksum = Checksum(7).then(Checksum(8), layer).then(Checksum(9), layer);
+    assert_eq!(node.finish(&claims), Ok(None));
+    assert_eq!(node.finish(&claims), Ok(None));
+    assert_eq!(node.send(&run(&ticket, 2)), None);
+    // In flight, then landed: the copy of it is dropped both times.
+    let first = node.begin(&run(&ticket, 0)).unwrap().unwrap();
+    assert_eq!(node.begin(&run(&ticket, 0)), Ok(None));
+    assert_eq!(node.land(first), None);
+    assert_eq!(node.begin(&run(&ticket, 0)), Ok(None));
+    // Runs of layers.
+    let layers = |layers| RunHeader {
+        layers,
+        ..run(&ticket, 1)
     };
-    assert_eq!(node.send(&upper), None);
-    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::Malformed));
-    let lower = PieceHeader {
-        layers: 0..1,
-        bytes: layer,
-        ..piece(&ticket, 1)
+    assert_eq!(node.send_as(&layers(2..3), 9), None);
+    assert_eq!(node.begin(&layers(0..3)), Err(Reject::Malformed));
+    assert_eq!(node.begin(&layers(1..3)), Err(Reject::Malformed));
+    assert_eq!(node.send_as(&layers(0..1), 7), None);
+    assert_eq!(node.send_as(&layers(1..2), 8), Some(Ok(Verdict::Verified)));
+    assert_eq!(node.begin(&layers(0..1)), Err(Reject::UnknownHandoff));
+}
+
+#[test]
+fn a_frame_brings_several_runs_and_what_is_here_is_left_out() {
+    let (mut node, ticket) = Node::filling();
+    assert_eq!(node.send(&run(&ticket, 1)), None);
+    let all = [run(&ticket, 0), run(&ticket, 1), run(&ticket, 2), run(&ticket, 0)];
+    let permit = node.begin_frame(&frame(&all)).unwrap().unwrap();
+    let block = LAYOUT.block_bytes();
+    let writes = permit.writes().iter().map(|write| (write.block(), write.bytes()));
+    let (first, tail) = (0..block, 2 * block..2 * block + LAYOUT.valid_bytes(1));
+    assert_eq!(
+        writes.collect::<Vec<_>>(),
+        [(ticket.slots[0].block, first), (ticket.slots[2].block, tail)]
+    );
+    assert_eq!(node.finish(&last(&ticket)), Ok(None));
+    assert_eq!(node.land(permit), Some(Ok(Verdict::Verified)));
+}
+
+#[test]
+fn a_frame_is_taken_whole_or_not_at_all() {
+    fn check(change: impl FnOnce(&mut PiecesHeader), expected: Reject) {
+        let (mut node, ticket) = Node::filling();
+        let right = frame(&[run(&ticket, 0), run(&ticket, 1), run(&ticket, 2)]);
+        let mut wrong = right.clone();
+        change(&mut wrong);
+        assert_eq!(node.begin_frame(&wrong), Err(expected), "{wrong:?}");
+        let permit = node.begin_frame(&right).unwrap().unwrap();
+        assert_eq!(permit.writes().len(), 3);
+        assert_eq!(node.land(permit), None);
+    }
+    check(|frame| frame.runs[2].slot = 3, Reject::Malformed);
+    check(|frame| frame.runs[2].generation.0 += 1, Reject::StaleGeneration);
+    check(|frame| frame.runs[2].valid_tokens = 2, Reject::Malformed);
+    check(
+        |frame| {
+            frame.runs.push(RunHeader {
+                layers: 0..2,
+                ..frame.runs[0].clone()
+            })
+        },
+        Reject::Malformed,
+    );
+    check(|frame| frame.bytes -= 1, Reject::Malformed);
+    check(|frame| frame.bytes = 0, Reject::Malformed);
+    check(|frame| frame.runs.clear(), Reject::Malformed);
+    check(
+        |frame| frame.runs = vec![frame.runs[0].clone(); crate::limits::FRAME_RUNS + 1],
+        Reject::Malformed,
+    );
+    // A frame of another version than the stream's.
+    check(|frame| frame.protocol = 1, Reject::Malformed);
+    check(|frame| frame.protocol = 3, Reject::Malformed);
+}
+
+#[test]
+fn over_shared_memory_frames_name_blocks_and_carry_no_bytes() {
+    let mut node = Node::new();
+    let ticket = node.reserve(1, 1).unwrap();
+    let claims = Claims {
+        transport: Transport::Shm,
+        ..claims(&ticket)
     };
-    let verify = node.send(&lower).expect("that was the last");
-    assert_eq!(node.begin(&lower), Ok(None));
-    assert_eq!(node.sums(verify, &[0, 1, 2]), Ok(Verdict::Verified));
-    assert_eq!(node.begin(&lower), Err(Reject::UnknownHandoff));
+    assert_eq!(node.receiver.opened(STREAM, &claims, node.now), Ok(LEASE_MS));
+    let run = RunHeader {
+        source_block: BlockId(77),
+        ..run(&ticket, 2)
+    };
+    assert_eq!(node.begin(&run), Err(Reject::Malformed));
+    let mut frame = frame(&[run]);
+    frame.bytes = 0;
+    let permit = node.begin_frame(&frame).unwrap().unwrap();
+    assert_eq!(permit.writes()[0].source_block(), BlockId(77));
+    assert_eq!(node.land(permit), None);
 }
 
 #[test]
 fn a_corrupt_block_is_asked_for_once() {
-    fn check(second: [u64; 1], expected: Result<Verdict, Reject>) {
+    fn check(second: u64, expected: Result<Verdict, Reject>) {
         let (mut node, ticket) = Node::filling();
-        node.send_all(&ticket);
-        let verify = node
-            .receiver
-            .finished(STREAM, &last(&ticket), node.now)
-            .unwrap()
-            .unwrap();
-        assert_eq!(node.sums(verify, &[0, 9, 2]), Ok(Verdict::Resend { slots: vec![1] }));
-        assert_eq!(node.begin(&piece(&ticket, 0)), Ok(None));
-        assert_eq!(node.send(&piece(&ticket, 1)), None);
-        let verify = node
-            .receiver
-            .finished(STREAM, &last(&ticket), node.now)
-            .unwrap()
-            .unwrap();
-        assert_eq!(verify.slots().iter().map(|slot| slot.slot).collect::<Vec<_>>(), [1]);
-        assert_eq!(node.sums(verify, &second), expected);
+        assert_eq!(node.send(&run(&ticket, 0)), None);
+        assert_eq!(node.send_as(&run(&ticket, 1), 9), None);
+        assert_eq!(node.send(&run(&ticket, 2)), None);
+        let resend = Verdict::Resend { slots: vec![1] };
+        assert_eq!(node.finish(&last(&ticket)), Ok(Some(resend)));
+        assert_eq!(node.begin(&run(&ticket, 0)), Ok(None));
+        assert_eq!(node.finish(&last(&ticket)), Ok(None));
+        assert_eq!(node.send_as(&run(&ticket, 1), second), Some(expected.clone()));
         if expected.is_err() {
             assert_eq!(node.reasons(), [AbortReason::Rejected(Reject::ChecksumMismatch)]);
             node.close();
             node.assert_idle();
         }
     }
-    check([1], Ok(Verdict::Verified));
-    check([8], Err(Reject::ChecksumMismatch));
+    check(1, Ok(Verdict::Verified));
+    check(8, Err(Reject::ChecksumMismatch));
 }
 
 #[test]
@@ -300,6 +375,11 @@ fn each_wrong_open_is_refused_with_its_code_and_changes_nothing() {
         assert_eq!(node.receiver.opened(STREAM, &claims(&ticket), node.now), Ok(LEASE_MS));
     }
     check(|claims| claims.protocol += 1, Reject::ProtocolMismatch);
+    check(|claims| claims.protocol = 0, Reject::ProtocolMismatch);
+    check(
+        |claims| (claims.protocol, claims.transport) = (1, Transport::Shm),
+        Reject::ProtocolMismatch,
+    );
     check(|claims| claims.epoch = Epoch(12), Reject::StaleEpoch);
     check(|claims| claims.handoff = HandoffId(9), Reject::UnknownHandoff);
     check(|claims| claims.request = RequestId(9), Reject::UnknownHandoff);
@@ -321,14 +401,14 @@ fn only_one_stream_fills_a_handoff() {
         Err(Reject::StreamActive)
     );
     assert_eq!(
-        node.receiver.begin_write(other, &piece(&ticket, 0), node.now),
+        node.receiver.begin_write(other, &frame(&[run(&ticket, 0)]), node.now),
         Err(Reject::UnknownHandoff)
     );
     assert_eq!(node.receiver.heartbeat(other, node.now), Err(Reject::UnknownHandoff));
-    assert_eq!(
-        node.receiver.finished(other, &last(&ticket), node.now),
-        Err(Reject::UnknownHandoff)
-    );
+    let finished = node
+        .receiver
+        .finished(other, &last(&ticket), node.now, &mut node.pool, &mut node.actions);
+    assert_eq!(finished, Err(Reject::UnknownHandoff));
     node.receiver
         .stream_closed(other, None, node.now, &mut node.pool, &mut node.actions);
     assert_eq!(node.receiver.state(ticket.handoff), Some(HandoffState::Filling));
@@ -341,29 +421,27 @@ fn only_one_stream_fills_a_handoff() {
 }
 
 #[test]
-fn each_wrong_piece_is_refused_with_its_code_and_changes_nothing() {
-    fn check(change: impl FnOnce(&mut PieceHeader), expected: Reject) {
+fn each_wrong_run_is_refused_with_its_code_and_changes_nothing() {
+    fn check(change: impl FnOnce(&mut RunHeader), expected: Reject) {
         let (mut node, ticket) = Node::filling();
-        let mut wrong = piece(&ticket, 2);
+        let mut wrong = run(&ticket, 2);
         change(&mut wrong);
         assert_eq!(node.begin(&wrong), Err(expected), "{wrong:?}");
-        assert_eq!(node.send(&piece(&ticket, 2)), None);
+        assert_eq!(node.send(&run(&ticket, 2)), None);
     }
     check(
-        |piece| piece.generation = Generation(piece.generation.0 + 1),
+        |run| run.generation = Generation(run.generation.0 + 1),
         Reject::StaleGeneration,
     );
     check(
-        |piece| piece.generation = Generation(piece.generation.0 - 1),
+        |run| run.generation = Generation(run.generation.0 - 1),
         Reject::StaleGeneration,
     );
-    check(|piece| piece.slot = 3, Reject::Malformed);
-    check(|piece| piece.layers = 0..0, Reject::Malformed);
-    check(|piece| piece.layers = 0..4, Reject::Malformed);
-    check(|piece| piece.valid_tokens = 4, Reject::Malformed);
-    check(|piece| piece.valid_tokens = 0, Reject::Malformed);
-    check(|piece| piece.bytes = 0, Reject::Malformed);
-    check(|piece| piece.bytes += 1, Reject::Malformed);
+    check(|run| run.slot = 3, Reject::Malformed);
+    check(|run| run.layers = 0..0, Reject::Malformed);
+    check(|run| run.layers = 0..4, Reject::Malformed);
+    check(|run| run.valid_tokens = 4, Reject::Malformed);
+    check(|run| run.valid_tokens = 0, Reject::Malformed);
 }
 
 #[test]
@@ -373,16 +451,8 @@ fn each_wrong_manifest_is_refused_and_changes_nothing() {
         node.send_all(&ticket);
         let mut wrong = last(&ticket);
         change(&mut wrong.manifest);
-        assert_eq!(
-            node.receiver.finished(STREAM, &wrong, node.now),
-            Err(Reject::ManifestMismatch)
-        );
-        assert!(
-            node.receiver
-                .finished(STREAM, &last(&ticket), node.now)
-                .unwrap()
-                .is_some()
-        );
+        assert_eq!(node.finish(&wrong), Err(Reject::ManifestMismatch));
+        assert_eq!(node.finish(&last(&ticket)), Ok(Some(Verdict::Verified)));
     }
     check(|manifest| manifest.truncate(2));
     check(|manifest| manifest.push(manifest[2]));
@@ -406,11 +476,11 @@ fn a_first_token_or_an_alternative_beyond_the_vocabulary_is_refused() {
     };
     let (highest, beyond) = (VOCABULARY as TokenId - 1, VOCABULARY as TokenId);
     for (token, alternative) in [(beyond, highest), (highest, beyond)] {
-        let finished = node.receiver.finished(STREAM, &with(token, alternative), node.now);
+        let finished = node.finish(&with(token, alternative));
         assert_eq!(finished, Err(Reject::Malformed));
     }
     let highest = with(highest, highest);
-    assert!(node.receiver.finished(STREAM, &highest, node.now).unwrap().is_some());
+    assert_eq!(node.finish(&highest), Ok(Some(Verdict::Verified)));
 }
 
 #[test]

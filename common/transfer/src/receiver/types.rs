@@ -28,6 +28,8 @@ pub struct ReceiverConfig {
     pub layout: KvLayout,
     /// Tokens are below it.
     pub vocabulary: usize,
+    /// Newest version of the handoff that it speaks.
+    pub protocol_max: u32,
     /// See [`crate::limits::LEASE_MS`].
     pub lease_ms: u64,
     /// See [`crate::limits::DRAIN_MS`].
@@ -125,9 +127,9 @@ pub enum AbortReason {
     Node,
 }
 
-/// What a piece of KV claims about itself; its bytes stay with the transport.
+/// What layers of one block claim about themselves; their bytes stay with the transport.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PieceHeader {
+pub struct RunHeader {
     /// Index into the ticket's slots.
     pub slot: usize,
     /// The slot's generation.
@@ -136,22 +138,33 @@ pub struct PieceHeader {
     pub layers: Range<usize>,
     /// Tokens of the block that travel.
     pub valid_tokens: usize,
-    /// Bytes that came.
+    /// Over shared memory: where it lies in the sender's pool.
+    pub source_block: BlockId,
+}
+
+/// One frame of KV. Taken whole or not at all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PiecesHeader {
+    /// The version whose frame it is.
+    pub protocol: u32,
+    /// At most [`crate::limits::FRAME_RUNS`].
+    pub runs: Vec<RunHeader>,
+    /// Bytes that came: those of the runs in their order; none over shared memory.
     pub bytes: usize,
 }
 
-/// The right to copy one piece into a block, until it is given back to [`Receiver::landed`]. Counted: its block is not reused before.
-#[must_use = "give it back with Receiver::landed"]
+/// Layers of one block that are to be copied to their place.
 #[derive(PartialEq, Eq, Debug)]
-pub struct WritePermit {
-    pub(super) handoff: HandoffId,
+pub struct PieceWrite {
     pub(super) slot: usize,
     pub(super) block: BlockId,
     pub(super) layers: Range<usize>,
     pub(super) valid_tokens: usize,
+    pub(super) bytes: Range<usize>,
+    pub(super) source_block: BlockId,
 }
 
-impl WritePermit {
+impl PieceWrite {
     /// Where to.
     pub fn block(&self) -> BlockId {
         self.block
@@ -166,36 +179,30 @@ impl WritePermit {
     pub fn valid_tokens(&self) -> usize {
         self.valid_tokens
     }
-}
 
-/// One block to be summed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VerifySlot {
-    /// Index into the ticket's slots.
-    pub slot: usize,
-    /// Where it lies.
-    pub block: BlockId,
-    /// Over how many of its tokens.
-    pub valid_tokens: usize,
-}
-
-/// Checksums to be taken where the bytes lie now. Counted like a write until it is given back to [`Receiver::sums`].
-#[must_use = "give it back with Receiver::sums"]
-#[derive(PartialEq, Eq, Debug)]
-pub struct Verify {
-    pub(super) handoff: HandoffId,
-    pub(super) slots: Vec<VerifySlot>,
-}
-
-impl Verify {
-    /// Whose.
-    pub fn handoff(&self) -> HandoffId {
-        self.handoff
+    /// Where in the frame's bytes the pieces lie, layer after layer; over shared memory only the length counts.
+    pub fn bytes(&self) -> Range<usize> {
+        self.bytes.clone()
     }
 
-    /// The blocks, in slot order.
-    pub fn slots(&self) -> &[VerifySlot] {
-        &self.slots
+    /// Over shared memory: the block of the sender's pool to copy from. Not checked against that pool.
+    pub fn source_block(&self) -> BlockId {
+        self.source_block
+    }
+}
+
+/// The right to copy what one frame brought into blocks, until it is given back to [`crate::Receiver::landed`]. Counted: its blocks are not reused before.
+#[must_use = "give it back with Receiver::landed"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct WritePermit {
+    pub(super) handoff: HandoffId,
+    pub(super) writes: Vec<PieceWrite>,
+}
+
+impl WritePermit {
+    /// What to copy; never empty.
+    pub fn writes(&self) -> &[PieceWrite] {
+        &self.writes
     }
 }
 
@@ -256,7 +263,7 @@ pub enum ReceiverAction {
         /// The reservation.
         handoff: HandoffId,
     },
-    /// The drain deadline has passed and a copy or a sum is still under way on this node: a fault of the driver, to be logged. The blocks stay quarantined.
+    /// The drain deadline has passed and a copy is still under way on this node: a fault of the driver, to be logged. The blocks stay quarantined.
     DrainOverdue {
         /// The reservation.
         handoff: HandoffId,

@@ -1,10 +1,12 @@
-use baton_kv::{Attempt, GrantedSlot, HandoffId, KvDtype, RequestId};
+use baton_kv::{Attempt, Generation, GrantedSlot, HandoffId, KvDtype, RequestId};
+use baton_proto::PROTOCOL_MAX;
 
 use super::*;
 use crate::{
     Capability,
     testing::{EPOCH, IDENTITY, LAYOUT, ROOT, first_token},
 };
+use std::ops::Range;
 
 const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 const TABLE: [BlockId; 3] = [BlockId(10), BlockId(11), BlockId(12)];
@@ -28,21 +30,26 @@ fn ticket(held_blocks: usize, slots: usize) -> Ticket {
         identity: IDENTITY,
         layout: LAYOUT,
         capability: Capability::new([1; 32]),
-        protocol: PROTOCOL_VERSION,
+        protocol: PROTOCOL_MAX,
     }
 }
 
-fn new(ticket: Ticket) -> Result<Sender, WireError> {
-    let config = SenderConfig {
+fn config() -> SenderConfig<'static> {
+    SenderConfig {
         node: NodeId("prefill-0".into()),
         epoch: Epoch(5),
         identity: IDENTITY,
         layout: LAYOUT,
+        protocol_max: PROTOCOL_MAX,
+        transport: Transport::Grpc,
         root: ROOT,
         prompt: &PROMPT,
         deadline: Time(0).after_ms(10_000),
-    };
-    Sender::new(ticket, config, Time(0))
+    }
+}
+
+fn new(ticket: Ticket) -> Result<Sender, WireError> {
+    Sender::new(ticket, config(), Time(0))
 }
 
 fn opened(ticket: Ticket) -> Sender {
@@ -54,14 +61,17 @@ fn opened(ticket: Ticket) -> Sender {
     sender
 }
 
-/// The block to send next, which is sent.
-fn block(sender: &mut Sender) -> Option<(usize, BlockId, usize)> {
+/// The slots, blocks, layers and tokens to send next, which are sent. The sum of a run is its slot's index.
+fn pieces(sender: &mut Sender) -> Vec<(usize, BlockId, Range<usize>, usize)> {
     match sender.next(Time(1), true) {
-        Some(SenderAction::Block(block)) => {
-            sender.sent(block.slot, Checksum(block.slot as u64));
-            Some((block.slot, block.block, block.valid_tokens))
+        Some(SenderAction::Pieces(runs)) => {
+            for run in &runs {
+                sender.sent(run, Checksum(run.slot as u64));
+            }
+            let run = |run: RunToSend| (run.slot, run.block, run.layers, run.valid_tokens);
+            runs.into_iter().map(run).collect()
         }
-        None => None,
+        None => Vec::new(),
         other => panic!("{other:?}"),
     }
 }
@@ -69,16 +79,16 @@ fn block(sender: &mut Sender) -> Option<(usize, BlockId, usize)> {
 #[test]
 fn blocks_go_as_they_are_computed_and_the_tail_at_the_end() {
     let mut sender = opened(ticket(1, 2));
-    assert_eq!(block(&mut sender), None);
+    assert_eq!(pieces(&mut sender), []);
     sender.computed(7, &TABLE[..2]);
-    assert_eq!(block(&mut sender), None);
+    assert_eq!(pieces(&mut sender), []);
     sender.computed(8, &TABLE[..2]);
     assert_eq!(sender.next(Time(1), false), None);
-    assert_eq!(block(&mut sender), Some((0, TABLE[1], 4)));
+    assert_eq!(pieces(&mut sender), [(0, TABLE[1], 0..3, 4)]);
     sender.computed(4, &TABLE[..1]);
-    assert_eq!(block(&mut sender), None);
+    assert_eq!(pieces(&mut sender), []);
     sender.computed(9, &TABLE);
-    assert_eq!(block(&mut sender), Some((1, TABLE[2], 1)));
+    assert_eq!(pieces(&mut sender), [(1, TABLE[2], 0..3, 1)]);
     assert_eq!(sender.next(Time(1), true), None);
     sender.first_token(first_token());
     let Some(SenderAction::Final(claims)) = sender.next(Time(1), true) else {
@@ -103,7 +113,7 @@ fn blocks_go_as_they_are_computed_and_the_tail_at_the_end() {
     assert_eq!((claims.first.token, sender.bytes()), (42, LAYOUT.valid_bytes(5) as u64));
 
     sender.resend(&[1]);
-    assert_eq!(block(&mut sender), Some((1, TABLE[2], 1)));
+    assert_eq!(pieces(&mut sender), [(1, TABLE[2], 0..3, 1)]);
     assert!(matches!(sender.next(Time(1), true), Some(SenderAction::Final(_))));
     sender.resend(&[0]);
     assert_eq!(sender.state(), SenderState::Awaiting);
@@ -190,7 +200,7 @@ fn a_ticket_that_does_not_fit_is_refused() {
     check(|ticket| ticket.slots.clear(), "ticket.slots");
     check(|ticket| ticket.identity = KvIdentity([1; 32]), "ticket.kv_identity");
     check(|ticket| ticket.layout.heads = 3, "ticket.layout");
-    check(|ticket| ticket.protocol = 9, "ticket.protocol");
+    check(|ticket| ticket.protocol = 0, "ticket.protocol");
 }
 
 #[test]
@@ -202,7 +212,7 @@ fn nonsense_from_the_decode_node_ends_the_push() {
         |sender: &mut Sender| {
             sender.computed(9, &TABLE);
             sender.first_token(first_token());
-            while block(sender).is_some_and(|(slot, ..)| slot < 2) {}
+            assert_eq!(pieces(sender).len(), 3);
             assert!(matches!(sender.next(Time(1), true), Some(SenderAction::Final(_))));
             sender.resend(&[1]);
             sender.verified();
@@ -214,28 +224,107 @@ fn nonsense_from_the_decode_node_ends_the_push() {
     }
 }
 
-#[test]
-fn large_blocks_are_cut_into_even_runs_of_layers() {
-    fn check(layers: usize, head_dim: usize, expected: &[usize]) {
-        let layout = KvLayout {
-            layers,
-            heads: 4,
-            head_dim,
-            block_tokens: 32,
-            dtype: KvDtype::Bf16,
-        };
-        let runs: Vec<_> = layer_runs(&layout, 32).collect();
-        assert_eq!(runs.iter().map(Range::len).collect::<Vec<_>>(), expected);
-        assert_eq!(
-            runs.iter().cloned().flatten().collect::<Vec<_>>(),
-            (0..layers).collect::<Vec<_>>()
-        );
-        for run in runs {
-            assert!(run.len() == 1 || run.len() * layout.layer_block_bytes() <= limits::PIECE_BYTES);
-        }
+/// A prompt of whole blocks, whose `computed` blocks are in the pool.
+fn plan(protocol: u32, layout: KvLayout, blocks: usize) -> Slots {
+    let prompt_tokens = blocks * layout.block_tokens;
+    let mut slots = Slots::new(
+        &Ticket {
+            layout,
+            ..ticket(0, blocks)
+        },
+        prompt_tokens,
+        protocol,
+    );
+    slots.computed(prompt_tokens, &(0..blocks as u32).map(BlockId).collect::<Vec<_>>());
+    slots
+}
+
+fn layout(layers: usize, head_dim: usize) -> KvLayout {
+    KvLayout {
+        layers,
+        heads: 4,
+        head_dim,
+        block_tokens: 32,
+        dtype: KvDtype::Bf16,
     }
-    // 480 KiB in all; 16 KiB, 2 MiB and 8 MiB per layer.
-    check(30, 32, &[30]);
-    check(5, 4_096, &[2, 2, 1]);
-    check(2, 16_384, &[1, 1]);
+}
+
+#[test]
+fn frames_hold_many_blocks_and_large_blocks_take_many_frames() {
+    /// Runs and KiB of each frame.
+    fn check(protocol: u32, layout: KvLayout, blocks: usize, expected: &[(usize, usize)]) {
+        let mut slots = plan(protocol, layout, blocks);
+        let mut frames = Vec::new();
+        let mut next = vec![0; blocks];
+        loop {
+            let runs = slots.plan();
+            if runs.is_empty() {
+                break;
+            }
+            for run in &runs {
+                assert_eq!(run.layers.start, std::mem::replace(&mut next[run.slot], run.layers.end));
+            }
+            let layers: usize = runs.iter().map(|run| run.layers.len()).sum();
+            frames.push((runs.len(), layers * layout.layer_block_bytes() / 1024));
+        }
+        assert_eq!(next, vec![layout.layers; blocks]);
+        assert!(slots.planned());
+        assert_eq!(frames, expected);
+    }
+    // 16 KiB a layer, 480 KiB a block.
+    check(1, layout(30, 32), 2, &[(1, 480), (1, 480)]);
+    check(2, layout(30, 32), 2, &[(2, 960)]);
+    check(2, layout(30, 32), 9, &[(5, 2048), (5, 2272)]);
+    // 2 MiB and 8 MiB a layer.
+    check(1, layout(5, 4_096), 1, &[(1, 4096), (1, 4096), (1, 2048)]);
+    check(2, layout(3, 4_096), 1, &[(1, 2048), (1, 2048), (1, 2048)]);
+    check(2, layout(2, 16_384), 1, &[(1, 8192), (1, 8192)]);
+    // 1 KiB blocks: as many runs as a frame may have.
+    check(2, layout(1, 2), 2_000, &[(1024, 1024), (976, 976)]);
+}
+
+#[test]
+fn layers_leave_before_the_others_are_computed() {
+    let mut sender = opened(ticket(1, 2));
+    sender.computed_layers(8, 2, &TABLE[..2]);
+    assert_eq!(pieces(&mut sender), [(0, TABLE[1], 0..2, 4)]);
+    // Not further, or not as far.
+    sender.computed_layers(8, 1, &TABLE[..2]);
+    sender.computed_layers(4, 3, &TABLE[..1]);
+    assert_eq!(pieces(&mut sender), []);
+    sender.computed(8, &TABLE[..2]);
+    sender.computed_layers(9, 1, &TABLE);
+    assert_eq!(pieces(&mut sender), [(0, TABLE[1], 2..3, 4), (1, TABLE[2], 0..1, 1)]);
+    sender.first_token(first_token());
+    assert_eq!(pieces(&mut sender), []);
+    sender.computed(9, &TABLE);
+    assert_eq!(pieces(&mut sender), [(1, TABLE[2], 1..3, 1)]);
+    let Some(SenderAction::Final(claims)) = sender.next(Time(1), true) else {
+        panic!()
+    };
+    let layer = LAYOUT.valid_bytes(1) / LAYOUT.layers;
+    assert_eq!(claims.manifest[1].checksum, Checksum(1).then(Checksum(1), 2 * layer));
+}
+
+#[test]
+fn both_ends_speak_the_older_version() {
+    fn check(ours: u32, theirs: u32, expected: Result<u32, WireError>) {
+        let ticket = Ticket {
+            protocol: theirs,
+            ..ticket(0, 3)
+        };
+        let config = SenderConfig {
+            protocol_max: ours,
+            ..config()
+        };
+        assert_eq!(
+            Sender::new(ticket, config, Time(0)).map(|sender| sender.protocol()),
+            expected
+        );
+    }
+    check(2, 2, Ok(2));
+    check(1, 2, Ok(1));
+    check(2, 1, Ok(1));
+    check(2, 9, Ok(2));
+    check(2, 0, Err(WireError("ticket.protocol")));
 }

@@ -1,5 +1,7 @@
 //! Streams that a sender of ours would not send.
 
+use std::ops::Range;
+
 use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -9,9 +11,14 @@ use tonic::{Status, Streaming};
 use super::*;
 use crate::{Claims, limits};
 
+/// Of version 2.
 fn open(ticket: &Ticket) -> pb::PushOpen {
+    open_as(ticket, 2)
+}
+
+fn open_as(ticket: &Ticket, protocol: u32) -> pb::PushOpen {
     Claims {
-        protocol: ticket.protocol,
+        protocol,
         sender_epoch: Epoch(5),
         sender_node: baton_kv::NodeId("prefill-0".into()),
         request: ticket.request,
@@ -21,18 +28,40 @@ fn open(ticket: &Ticket) -> pb::PushOpen {
         capability: ticket.capability.clone(),
         identity: ticket.identity,
         layout: ticket.layout,
+        transport: crate::Transport::Grpc,
     }
     .to_proto()
 }
 
-/// All of slot 0.
-fn piece(ticket: &Ticket) -> pb::Piece {
-    pb::Piece {
-        slot: 0,
-        generation: ticket.slots[0].generation.0,
+/// All of one slot.
+fn run(ticket: &Ticket, slot: usize) -> pb::PieceRun {
+    pb::PieceRun {
+        slot: slot as u32,
+        generation: ticket.slots[slot].generation.0,
         first_layer: 0,
         layers: 3,
-        valid_tokens: 4,
+        valid_tokens: ticket.valid_tokens(slot, PROMPT.len()) as u32,
+        source_block: 0,
+    }
+}
+
+/// All of some slots, in one frame.
+fn pieces(ticket: &Ticket, slots: Range<usize>) -> pb::Pieces {
+    pb::Pieces {
+        runs: slots.clone().map(|slot| run(ticket, slot)).collect(),
+        data: slots.flat_map(|slot| kv_of(&LAYOUT, &PROMPT, slot)).collect(),
+    }
+}
+
+/// All of slot 0, in version 1.
+fn piece(ticket: &Ticket) -> pb::Piece {
+    let run = run(ticket, 0);
+    pb::Piece {
+        slot: run.slot,
+        generation: run.generation,
+        first_layer: run.first_layer,
+        layers: run.layers,
+        valid_tokens: run.valid_tokens,
         data: kv_of(&LAYOUT, &PROMPT, 0).into(),
     }
 }
@@ -88,13 +117,7 @@ impl Live {
 
 /// All of one slot.
 fn piece_of(ticket: &Ticket, slot: usize) -> Frame {
-    Frame::Piece(pb::Piece {
-        slot: slot as u32,
-        generation: ticket.slots[slot].generation.0,
-        valid_tokens: ticket.valid_tokens(slot, PROMPT.len()) as u32,
-        data: kv_of(&LAYOUT, &PROMPT, slot).into(),
-        ..piece(ticket)
-    })
+    Frame::Pieces(pieces(ticket, slot..slot + 1))
 }
 
 fn renewed(reply: Reply) -> u64 {
@@ -121,15 +144,17 @@ async fn pieces_are_answered_now_and_then() {
     assert_eq!(renewed(live.next().await), 5);
 }
 
+fn checksum(data: &[u8]) -> baton_kv::Checksum {
+    let mut sum = baton_kv::ChecksumState::default();
+    sum.update(data);
+    sum.finish()
+}
+
 #[tokio::test]
-async fn heartbeats_are_answered_while_blocks_are_summed() {
+async fn the_verdict_comes_with_the_last_of_final_and_pieces() {
     let node = Node::start(LAYOUT, 4).await;
     let ticket = node.reserve(1, 1, &PROMPT);
     let mut live = Live::open(&node, &ticket).await;
-    for slot in 0..3 {
-        live.send(piece_of(&ticket, slot)).await;
-    }
-    node.memory.hold_reads(true);
     let names = baton_kv::name_blocks(ROOT, &PROMPT, LAYOUT.block_tokens);
     let entry = |slot: usize| crate::ManifestEntry {
         name: names.get(slot).copied(),
@@ -141,19 +166,9 @@ async fn heartbeats_are_answered_while_blocks_are_summed() {
         first: first_token(),
     };
     live.send(Frame::Final(last.to_proto())).await;
-    for frames in [6, 7] {
-        live.send(Frame::Heartbeat(pb::Heartbeat {})).await;
-        assert_eq!(renewed(live.next().await), frames);
-    }
-    node.memory.hold_reads(false);
+    live.send(Frame::Pieces(pieces(&ticket, 0..3))).await;
     assert!(matches!(live.next().await, Reply::Verified(_)));
     node.verified(ticket.handoff).await;
-}
-
-fn checksum(data: &[u8]) -> baton_kv::Checksum {
-    let mut sum = baton_kv::ChecksumState::default();
-    sum.update(data);
-    sum.finish()
 }
 
 /// The stream ends with `expected`, the handoff with it where the stream was its own, and every block comes back.
@@ -171,41 +186,68 @@ async fn check(frames: impl FnOnce(&Ticket) -> Vec<Frame>, expected: Reject) {
 }
 
 #[tokio::test]
-async fn a_wrong_piece_ends_its_stream() {
-    async fn wrong(change: impl FnOnce(&mut pb::Piece), expected: Reject) {
+async fn a_wrong_frame_of_kv_ends_its_stream() {
+    async fn wrong(change: impl FnOnce(&mut pb::Pieces), expected: Reject) {
         check(
             |ticket| {
-                let mut piece = piece(ticket);
-                change(&mut piece);
-                vec![Frame::Open(open(ticket)), Frame::Piece(piece)]
+                let mut pieces = pieces(ticket, 0..2);
+                change(&mut pieces);
+                vec![Frame::Open(open(ticket)), Frame::Pieces(pieces)]
             },
             expected,
         )
         .await;
     }
-    wrong(|piece| piece.data = Bytes::new(), Reject::Malformed).await;
-    wrong(|piece| piece.data = vec![0; 1 << 20].into(), Reject::Malformed).await;
+    wrong(|pieces| pieces.data = Bytes::new(), Reject::Malformed).await;
+    wrong(|pieces| pieces.data = vec![0; 1 << 20].into(), Reject::Malformed).await;
+    wrong(|pieces| pieces.runs.clear(), Reject::Malformed).await;
+    wrong(|pieces| *pieces = pb::Pieces::default(), Reject::Malformed).await;
+    wrong(|pieces| pieces.runs[1].layers = 0, Reject::Malformed).await;
+    wrong(|pieces| pieces.runs[1].layers = u32::MAX, Reject::Malformed).await;
     wrong(
-        |piece| (piece.layers, piece.data) = (0, Bytes::new()),
+        |pieces| (pieces.runs[1].first_layer, pieces.runs[1].layers) = (u32::MAX, u32::MAX),
         Reject::Malformed,
     )
     .await;
-    wrong(|piece| piece.layers = u32::MAX, Reject::Malformed).await;
-    wrong(
-        |piece| (piece.first_layer, piece.layers) = (u32::MAX, u32::MAX),
+    wrong(|pieces| pieces.runs[1].valid_tokens = 3, Reject::Malformed).await;
+    wrong(|pieces| pieces.runs[1].valid_tokens = u32::MAX, Reject::Malformed).await;
+    wrong(|pieces| pieces.runs[1].slot = 3, Reject::Malformed).await;
+    wrong(|pieces| pieces.runs[1].generation += 1, Reject::StaleGeneration).await;
+    wrong(|pieces| pieces.runs[1].generation -= 1, Reject::StaleGeneration).await;
+}
+
+#[tokio::test]
+async fn a_stream_takes_the_frames_of_its_version_only() {
+    check(
+        |ticket| vec![Frame::Open(open(ticket)), Frame::Piece(piece(ticket))],
         Reject::Malformed,
     )
     .await;
-    wrong(|piece| piece.valid_tokens = 3, Reject::Malformed).await;
-    wrong(|piece| piece.valid_tokens = u32::MAX, Reject::Malformed).await;
-    wrong(|piece| piece.slot = 3, Reject::Malformed).await;
-    wrong(|piece| piece.generation += 1, Reject::StaleGeneration).await;
-    wrong(|piece| piece.generation -= 1, Reject::StaleGeneration).await;
+    check(
+        |ticket| vec![Frame::Open(open_as(ticket, 1)), Frame::Pieces(pieces(ticket, 0..1))],
+        Reject::Malformed,
+    )
+    .await;
+    check(|ticket| vec![Frame::Open(open_as(ticket, 0))], Reject::ProtocolMismatch).await;
+    check(|ticket| vec![Frame::Open(open_as(ticket, 3))], Reject::ProtocolMismatch).await;
+    // Nobody here offered a pool.
+    for transport in ["shm", "pigeon"] {
+        check(
+            |ticket| {
+                vec![Frame::Open(pb::PushOpen {
+                    transport: transport.to_owned(),
+                    ..open(ticket)
+                })]
+            },
+            Reject::Malformed,
+        )
+        .await;
+    }
 }
 
 #[tokio::test]
 async fn frames_out_of_turn_end_their_stream() {
-    check(|ticket| vec![Frame::Piece(piece(ticket))], Reject::Malformed).await;
+    check(|ticket| vec![piece_of(ticket, 0)], Reject::Malformed).await;
     check(
         |ticket| vec![Frame::Open(open(ticket)), Frame::Open(open(ticket))],
         Reject::Malformed,
@@ -261,11 +303,11 @@ async fn frames_out_of_turn_end_their_stream() {
 async fn a_message_over_the_limit_breaks_the_stream_and_ends_the_handoff() {
     let node = Node::start(LAYOUT, 4).await;
     let ticket = node.reserve(1, 1, &PROMPT);
-    let huge = pb::Piece {
+    let huge = pb::Pieces {
         data: vec![0; limits::MESSAGE_BYTES + 1].into(),
-        ..piece(&ticket)
+        ..pieces(&ticket, 0..1)
     };
-    let replies = within(send(&node, vec![Frame::Open(open(&ticket)), Frame::Piece(huge)])).await;
+    let replies = within(send(&node, vec![Frame::Open(open(&ticket)), Frame::Pieces(huge)])).await;
     assert!(
         !matches!(replies.as_deref(), Ok([.., Reply::Verified(_)])),
         "{replies:?}"
@@ -278,12 +320,9 @@ async fn a_message_over_the_limit_breaks_the_stream_and_ends_the_handoff() {
 async fn a_stream_that_ends_before_final_ends_the_handoff() {
     let node = Node::start(LAYOUT, 4).await;
     let ticket = node.reserve(1, 1, &PROMPT);
-    let replies = within(send(
-        &node,
-        vec![Frame::Open(open(&ticket)), Frame::Piece(piece(&ticket))],
-    ))
-    .await
-    .unwrap();
+    let replies = within(send(&node, vec![Frame::Open(open(&ticket)), piece_of(&ticket, 0)]))
+        .await
+        .unwrap();
     assert!(matches!(replies[..], [Reply::Accepted(_)]), "{replies:?}");
     assert_eq!(node.aborted(ticket.handoff).await, AbortReason::StreamClosed);
     node.idle().await;

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Condvar, Mutex,
+        Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -32,20 +32,12 @@ pub(super) struct Flaky {
     inner: Arc<TestMemory>,
     corrupt: AtomicUsize,
     written: Notify,
-    held: Mutex<bool>,
-    free: Condvar,
 }
 
 impl Flaky {
     /// The next `count` writes go wrong.
     pub(super) fn corrupt_writes(&self, count: usize) {
         self.corrupt.store(count, Ordering::SeqCst);
-    }
-
-    /// Reads wait from now on, or go on.
-    pub(super) fn hold_reads(&self, held: bool) {
-        *self.held.lock().unwrap() = held;
-        self.free.notify_all();
     }
 
     pub(super) fn block(&self, block: BlockId, tokens: usize) -> Vec<u8> {
@@ -63,10 +55,6 @@ impl KvMemory for Flaky {
     }
 
     fn read(&self, layer: usize, block: BlockId, tokens: usize, out: &mut [u8]) -> Result<(), KvMemoryError> {
-        let held = self.held.lock().unwrap();
-        // Bounded, so that a test that fails ends.
-        let bound = Duration::from_secs(30);
-        drop(self.free.wait_timeout_while(held, bound, |held| *held).unwrap());
         self.inner.read(layer, block, tokens, out)
     }
 
@@ -164,8 +152,6 @@ impl Node {
             inner: TestMemory::new(layout, blocks),
             corrupt: AtomicUsize::new(0),
             written: Notify::new(),
-            held: Mutex::new(false),
-            free: Condvar::new(),
         });
         let fences = Fences::default();
         let port = Arc::new(Port {
@@ -305,6 +291,7 @@ impl Source {
             node: NodeId("prefill-0".into()),
             epoch: Epoch(5),
             identity: IDENTITY,
+            protocol_max: baton_proto::PROTOCOL_MAX,
         };
         Self {
             pusher: Pusher::new(config, memory.clone()),

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn an_aborted_handoff_keeps_its_blocks_until_it_has_drained() {
     let (mut node, ticket) = Node::filling();
-    let permit = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
+    let permit = node.begin(&run(&ticket, 0)).unwrap().unwrap();
     node.abort(&ticket);
     node.abort(&ticket);
     assert_eq!(node.reasons(), [AbortReason::Cancelled]);
@@ -13,7 +13,7 @@ fn an_aborted_handoff_keeps_its_blocks_until_it_has_drained() {
         stream: STREAM,
         reject: Reject::Aborted
     }));
-    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::Aborted));
+    assert_eq!(node.begin(&run(&ticket, 1)), Err(Reject::Aborted));
     assert_eq!(node.receiver.heartbeat(STREAM, node.now), Err(Reject::Aborted));
     assert_eq!(node.receiver.renew(ticket.handoff, node.now), Err(Reject::Aborted));
     node.close();
@@ -32,50 +32,18 @@ fn an_aborted_handoff_keeps_its_blocks_until_it_has_drained() {
 }
 
 #[test]
-fn sums_under_way_keep_the_blocks_too() {
-    let (mut node, ticket) = Node::filling();
-    node.send_all(&ticket);
-    let verify = node
-        .receiver
-        .finished(STREAM, &last(&ticket), node.now)
-        .unwrap()
-        .unwrap();
-    node.close();
-    assert_eq!(node.reasons(), [AbortReason::StreamClosed]);
-    assert_eq!(node.pool.counts().quarantined, 3);
-    assert_eq!(node.sums(verify, &[0, 1, 2]), Err(Reject::Aborted));
-    node.assert_idle();
-}
-
-#[test]
-fn a_failed_copy_or_sum_aborts() {
-    let (mut node, ticket) = Node::filling();
-    let permit = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
-    assert_eq!(
-        node.receiver
-            .landed(permit, false, node.now, &mut node.pool, &mut node.actions),
-        None
-    );
-    node.close();
-    assert_eq!(node.reasons(), [AbortReason::Node]);
-    node.assert_idle();
-
-    let (mut node, ticket) = Node::filling();
-    node.send_all(&ticket);
-    let verify = node
-        .receiver
-        .finished(STREAM, &last(&ticket), node.now)
-        .unwrap()
-        .unwrap();
-    let verdict = node
-        .receiver
-        .sums(verify, None, node.now, &mut node.pool, &mut node.actions);
-    node.close();
-    assert_eq!(
-        (verdict, node.reasons()),
-        (Err(Reject::Aborted), vec![AbortReason::Node])
-    );
-    node.assert_idle();
+fn a_failed_copy_aborts() {
+    for sums in [None, Some([].as_slice())] {
+        let (mut node, ticket) = Node::filling();
+        let permit = node.begin(&run(&ticket, 0)).unwrap().unwrap();
+        let landed = node
+            .receiver
+            .landed(permit, sums, node.now, &mut node.pool, &mut node.actions);
+        assert_eq!(landed, None);
+        node.close();
+        assert_eq!(node.reasons(), [AbortReason::Node]);
+        node.assert_idle();
+    }
 }
 
 #[test]
@@ -98,10 +66,10 @@ fn every_state_ends_at_its_deadline() {
 
     // Filling: the lease, then the drain deadline, which takes the stream for closed but waits for the copy under way.
     let (mut node, ticket) = Node::filling();
-    let permit = node.begin(&piece(&ticket, 0)).unwrap().unwrap();
+    let permit = node.begin(&run(&ticket, 0)).unwrap().unwrap();
     let ends = Time(0).after_ms(LEASE_MS);
     node.now = ends;
-    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::LeaseEnded));
+    assert_eq!(node.begin(&run(&ticket, 1)), Err(Reject::LeaseEnded));
     node.tick(ends);
     assert!(node.actions.contains(&ReceiverAction::Fence {
         stream: STREAM,
@@ -117,7 +85,7 @@ fn every_state_ends_at_its_deadline() {
             in_flight: 1
         })
     );
-    assert_eq!(node.begin(&piece(&ticket, 1)), Err(Reject::UnknownHandoff));
+    assert_eq!(node.begin(&run(&ticket, 1)), Err(Reject::UnknownHandoff));
     assert_eq!(node.pool.counts().quarantined, 3);
     assert_eq!(node.land(permit), None);
     node.assert_idle();
@@ -136,12 +104,7 @@ fn every_state_ends_at_its_deadline() {
     for decoding in [false, true] {
         let (mut node, ticket) = Node::filling();
         node.send_all(&ticket);
-        let verify = node
-            .receiver
-            .finished(STREAM, &last(&ticket), node.now)
-            .unwrap()
-            .unwrap();
-        node.sums(verify, &[0, 1, 2]).unwrap();
+        assert_eq!(node.finish(&last(&ticket)), Ok(Some(Verdict::Verified)));
         assert_eq!(node.receiver.next_deadline(), Some(DEADLINE));
         if decoding {
             assert!(node.receiver.decoding(ticket.handoff));
