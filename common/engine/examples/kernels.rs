@@ -38,6 +38,7 @@ fn main() {
             dtype: KvDtype::Bf16,
         },
         blocks: CONTEXT / 32,
+        shared_pool: false,
         shape: AttentionShape {
             heads: HEADS,
             kv_heads: KV_HEADS,

@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads,
         isa,
         kv_bytes: 512 << 20,
+        shared_pool: false,
         max_rows: 512,
         max_sequences: 8,
         panel_cache: None,

@@ -31,6 +31,7 @@ pub(crate) struct LlamaLimits {
     pub(crate) isa: Option<Isa>,
     pub(crate) layout: KvLayout,
     pub(crate) blocks: usize,
+    pub(crate) shared_pool: bool,
     pub(crate) max_rows: usize,
     pub(crate) max_sequences: usize,
 }
@@ -92,6 +93,7 @@ impl LlamaEngine {
             isa: limits.isa,
             layout: limits.layout,
             blocks: limits.blocks,
+            shared_pool: limits.shared_pool,
             shape: config.attention,
             max_rows: limits.max_rows,
             max_sampling_rows: limits.max_sequences,

@@ -44,6 +44,9 @@ pub struct EngineOptions {
     pub isa: Option<Isa>,
     /// Bytes of the KV pool, rounded down to whole blocks.
     pub kv_bytes: u64,
+    /// Whether the pool is to lie in a file of memory that other processes of this host may map, so that they can copy from it. Where the system cannot, it
+    /// lies in memory of its own, and the log says so.
+    pub shared_pool: bool,
     /// Rows of a step at most.
     pub max_rows: usize,
     /// Sequences of a step at most.
@@ -208,6 +211,7 @@ pub fn open_file(
         isa: options.isa,
         layout,
         blocks,
+        shared_pool: options.shared_pool,
         max_rows: options.max_rows,
         max_sequences: options.max_sequences,
     };

@@ -1,6 +1,7 @@
 //! KV blocks: what they are called, who owns them, where their bytes lie.
 //!
-//! Pure: no I/O, no clock, no task, no randomness of its own. Drivers draw epochs and ids and say what time it is.
+//! Pure: no I/O, no clock, no task, no randomness of its own. Drivers draw epochs and ids and say what time it is. The one exception makes, checks and maps
+//! the file of memory that a shared pool lies in ([`MemoryFile`], [`ForeignMemory`]).
 //!
 //! **Architecture invariants**
 //! - Ownership of a block is a field of [`Pool`]'s table; no guard's lifetime owns a block.
@@ -12,6 +13,7 @@
 
 mod checksum;
 mod event;
+mod file;
 mod id;
 mod identity;
 mod layout;
@@ -23,6 +25,7 @@ mod time;
 
 pub use checksum::{Checksum, ChecksumState};
 pub use event::{KvEvent, KvEventKind};
+pub use file::{ForeignMemory, ForeignMemoryError, MemoryFile};
 pub use id::{Attempt, BlockId, Epoch, Generation, HandoffId, NodeId, RequestId, TokenId};
 pub use identity::{IdentityBuilder, KvIdentity};
 pub use layout::{KvDtype, KvLayout};

@@ -27,6 +27,7 @@ pub mod limits;
 mod receiver;
 mod reject;
 mod sender;
+pub mod shm;
 #[cfg(test)]
 mod simulation;
 mod source;

@@ -76,3 +76,18 @@ pub const REPLY_MS: u64 = 5_000;
 
 /// Replies that wait for a slow sender.
 pub const REPLIES_AHEAD: usize = 8;
+
+/// Over the socket at which a pool is offered: for the token to come, and for the file.
+pub const SHM_FETCH_MS: u64 = 2_000;
+
+/// After a connection could not be taken (no descriptors are left, say), before the next try.
+pub const SHM_ACCEPT_PAUSE_MS: u64 = 100;
+
+/// Pools of other processes of the host that one decode node maps at once. Maps cost addresses, not memory.
+pub const MAX_MAPPINGS: usize = 64;
+
+/// What a probe of shared memory copies: more than a core's caches hold, so that the rate is the memory's.
+pub const SHM_PROBE_BYTES: usize = 32 << 20;
+
+/// Of what is copied from shared memory, summed at a time: it is then still in the core's own cache.
+pub const SHM_PART_BYTES: usize = 64 << 10;

@@ -25,6 +25,7 @@ pub fn open(path: &Path, threads: usize) -> Result<LlamaEngine, OpenError> {
         threads,
         isa: None,
         kv_bytes: KV_BYTES,
+        shared_pool: false,
         max_rows: STEP_ROWS,
         max_sequences: SEQUENCES,
         panel_cache: None,

@@ -31,6 +31,7 @@ impl Reference {
             threads: 2,
             isa: None,
             kv_bytes: 64 << 20,
+            shared_pool: false,
             max_rows: 1_024,
             max_sequences: 1,
             panel_cache: None,

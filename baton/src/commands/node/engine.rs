@@ -42,6 +42,7 @@ impl EngineArgs {
             threads: config.threads,
             isa: self.isa,
             kv_bytes: config.kv_bytes,
+            shared_pool: false,
             max_rows: config.scheduler.token_budget,
             max_sequences: config.scheduler.max_running,
             panel_cache: self.panel_cache.directory(),

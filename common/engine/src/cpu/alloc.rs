@@ -1,8 +1,9 @@
 //! Zeroed memory on a page's boundary, shared between threads through raw pointers.
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
+use std::{io, marker::PhantomData, os::fd::BorrowedFd};
 
+use baton_kv::MemoryFile;
 use memmap2::{Advice, MmapMut};
 
 /// The system refused the memory.
@@ -19,9 +20,15 @@ const HUGE: usize = 2 << 20;
 /// `len` numbers of a plain type (any bit pattern is valid, zero included), aligned to a page, zeroed, freed on drop. Pages are taken from
 /// the system when first touched.
 pub(super) struct Aligned<T: Copy> {
-    map: Option<MmapMut>,
+    region: Region,
     len: usize,
     marker: PhantomData<T>,
+}
+
+enum Region {
+    Empty,
+    Private(MmapMut),
+    Shared(MemoryFile),
 }
 
 impl<T: Copy> Aligned<T> {
@@ -40,7 +47,7 @@ impl<T: Copy> Aligned<T> {
             let _ = map.advise(Advice::HugePage);
         }
         Ok(Self {
-            map: Some(map),
+            region: Region::Private(map),
             len,
             marker: PhantomData,
         })
@@ -49,24 +56,48 @@ impl<T: Copy> Aligned<T> {
     /// Takes the pages of `bytes` bytes from `offset` on from the system now, whoever uses them meanwhile; their content stays. A system that cannot
     /// gives them later, when they are touched.
     pub(super) fn populate(&self, offset: usize, bytes: usize) {
-        if let Some(map) = &self.map {
-            let _ = map.advise_range(Advice::PopulateWrite, offset, bytes);
+        match &self.region {
+            Region::Private(map) => {
+                let _ = map.advise_range(Advice::PopulateWrite, offset, bytes);
+            }
+            Region::Shared(file) => file.populate(offset, bytes),
+            Region::Empty => {}
+        }
+    }
+
+    /// In a file that other processes can map for reading. `len` is not 0.
+    pub(super) fn shared(len: usize) -> io::Result<Self> {
+        let file = MemoryFile::create(len.saturating_mul(size_of::<T>()))?;
+        Ok(Self {
+            region: Region::Shared(file),
+            len,
+            marker: PhantomData,
+        })
+    }
+
+    /// The file of [`Aligned::shared`].
+    pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.region {
+            Region::Shared(file) => Some(file.file()),
+            Region::Empty | Region::Private(_) => None,
         }
     }
 
     pub(super) fn empty() -> Self {
         Self {
-            map: None,
+            region: Region::Empty,
             len: 0,
             marker: PhantomData,
         }
     }
 
     pub(super) fn as_ptr(&self) -> *mut T {
-        // The pages are private to this value, so that writing through the pointer is its holders' affair.
-        self.map.as_ref().map_or(std::ptr::NonNull::dangling().as_ptr(), |map| {
-            map.as_ptr().cast_mut().cast()
-        })
+        // Nobody else can write the pages, so that writing through the pointer is this value's holders' affair.
+        match &self.region {
+            Region::Empty => std::ptr::NonNull::dangling().as_ptr(),
+            Region::Private(map) => map.as_ptr().cast_mut().cast(),
+            Region::Shared(file) => file.as_ptr().cast(),
+        }
     }
 
     pub(super) fn len(&self) -> usize {

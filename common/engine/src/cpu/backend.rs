@@ -102,7 +102,7 @@ impl CpuBackend {
         let widest = Form::ALL.map(max_k);
         let rows = config.max_rows.max(config.max_sampling_rows);
         let core = Core {
-            memory: Arc::new(CpuKvMemory::new(config.layout, config.blocks)?),
+            memory: Arc::new(CpuKvMemory::new(config.layout, config.blocks, config.shared_pool)?),
             activations: Activations::new(rows, |form| widest[form as usize])?,
             partials: Partials::new(queries, shape.head_dim)?,
             frequencies: (0..shape.rope_dim / 2)

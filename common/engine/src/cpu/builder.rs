@@ -25,6 +25,8 @@ pub struct CpuConfig {
     pub layout: KvLayout,
     /// Blocks in the pool.
     pub blocks: usize,
+    /// Whether the pool is to lie where other processes of this host may map it.
+    pub shared_pool: bool,
     /// Shape of attention; `head_dim` a multiple of 16.
     pub shape: AttentionShape,
     /// Most rows of a step.

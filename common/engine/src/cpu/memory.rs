@@ -2,7 +2,7 @@
 //! tokens' scores are sixteen lanes, and values `[token][dim]`. A piece has the same order, without what is not valid.
 #![allow(unsafe_code)]
 
-use baton_kv::{BlockId, KvLayout, KvMemory, KvMemoryError};
+use baton_kv::{BlockId, KvLayout, KvMemory, KvMemoryError, SharedPool};
 
 use super::{
     alloc::{Aligned, OutOfMemory},
@@ -19,20 +19,30 @@ pub struct CpuKvMemory {
 }
 
 impl CpuKvMemory {
-    /// A zeroed pool of `blocks` blocks.
+    /// A zeroed pool of `blocks` blocks; where it is to be `shared` and the system can, in a file that other processes of this host may map
+    /// ([`KvMemory::shared`]).
     ///
     /// # Panics
     /// When blocks are not whole tiles.
-    pub fn new(layout: KvLayout, blocks: usize) -> Result<Self, OutOfMemory> {
+    pub fn new(layout: KvLayout, blocks: usize, shared: bool) -> Result<Self, OutOfMemory> {
         assert!(layout.block_tokens.is_multiple_of(TILE), "blocks are not whole tiles");
         let bytes = layout
             .block_bytes()
             .checked_mul(blocks)
             .ok_or(OutOfMemory { bytes: usize::MAX })?;
+        let len = bytes / size_of::<u16>();
+        let elements = if shared && len > 0 {
+            Aligned::shared(len).or_else(|error| {
+                tracing::warn!(%error, bytes, "the KV pool cannot be shared with other processes");
+                Aligned::zeroed(len)
+            })?
+        } else {
+            Aligned::zeroed(len)?
+        };
         Ok(Self {
             layout,
             blocks,
-            elements: Aligned::zeroed(bytes / size_of::<u16>())?,
+            elements,
         })
     }
 
@@ -142,6 +152,13 @@ impl KvMemory for CpuKvMemory {
                 self.elements.populate(offset, run.len() * piece);
             }
         }
+    }
+
+    fn shared(&self) -> Option<SharedPool<'_>> {
+        self.elements.file().map(|file| SharedPool {
+            file,
+            blocks: self.blocks,
+        })
     }
 
     unsafe fn whole(&self, layer: usize, block: BlockId) -> Option<&[u8]> {

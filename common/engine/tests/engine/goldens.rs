@@ -126,6 +126,7 @@ fn engine() -> LlamaEngine {
         max_sequences: JOBS,
         panel_cache: None,
         kv_bytes: 256 << 20,
+        shared_pool: false,
         ..options(&path)
     };
     opened_file(&path, &options)

@@ -23,6 +23,7 @@ fn config(isa: Isa, threads: usize) -> CpuConfig {
             dtype: KvDtype::Bf16,
         },
         blocks: BLOCKS,
+        shared_pool: false,
         shape: AttentionShape {
             heads: 6,
             kv_heads: 2,

@@ -1,4 +1,4 @@
-use baton_kv::KvDtype;
+use baton_kv::{ForeignMemory, KvDtype, MemoryFile};
 
 use super::*;
 
@@ -45,7 +45,12 @@ fn piece(tokens: usize) -> Vec<u8> {
 
 #[test]
 fn pieces_come_back_whole_or_in_part() {
-    let memory = CpuKvMemory::new(layout(), 5).unwrap();
+    for shared in [false, true] {
+        come_back(CpuKvMemory::new(layout(), 5, shared).unwrap());
+    }
+}
+
+fn come_back(memory: CpuKvMemory) {
     memory.write(1, BlockId(3), TOKENS, &piece(TOKENS)).unwrap();
     for tokens in [0, 1, 3, 31, 32, 33, 63, 64] {
         let mut out = vec![0; piece(tokens).len()];
@@ -77,7 +82,7 @@ fn pieces_come_back_whole_or_in_part() {
 
 #[test]
 fn ranges_outside_the_pool_are_refused() {
-    let memory = CpuKvMemory::new(layout(), 5).unwrap();
+    let memory = CpuKvMemory::new(layout(), 5, false).unwrap();
     let mut out = vec![0; layout().layer_block_bytes()];
     for (layer, block, tokens) in [(2, 0, 64), (0, 5, 64), (0, 0, 65)] {
         assert_eq!(
@@ -99,7 +104,9 @@ fn ranges_outside_the_pool_are_refused() {
 
 #[test]
 fn a_pool_beyond_memory_is_refused() {
-    assert!(CpuKvMemory::new(layout(), usize::MAX / 4).is_err());
+    for shared in [false, true] {
+        assert!(CpuKvMemory::new(layout(), usize::MAX / 4, shared).is_err());
+    }
 }
 
 /// Bytes of a page on x86-64.
@@ -121,7 +128,12 @@ fn present(memory: &CpuKvMemory, layer: usize, block: u32) -> bool {
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn prepared_blocks_have_their_pages_and_their_bytes() {
-    let memory = CpuKvMemory::new(layout(), 8).unwrap();
+    prepared(CpuKvMemory::new(layout(), 8, false).unwrap());
+    prepared(CpuKvMemory::new(layout(), 8, true).unwrap());
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn prepared(memory: CpuKvMemory) {
     memory.write(1, BlockId(3), TOKENS, &piece(TOKENS)).unwrap();
     let given = |memory: &CpuKvMemory| [0, 1].map(|layer| [1, 3, 4, 7].map(|block| present(memory, layer, block)));
     assert_eq!(given(&memory), [[false; 4], [false, true, false, false]]);
@@ -130,4 +142,19 @@ fn prepared_blocks_have_their_pages_and_their_bytes() {
     let mut out = vec![0; piece(TOKENS).len()];
     memory.read(1, BlockId(3), TOKENS, &mut out).unwrap();
     assert_eq!(out, piece(TOKENS));
+}
+
+#[test]
+fn a_shared_pool_lies_in_its_file_as_the_layout_says() {
+    assert!(CpuKvMemory::new(layout(), 5, false).unwrap().shared().is_none());
+    let memory = CpuKvMemory::new(layout(), 5, true).unwrap();
+    memory.write(1, BlockId(3), TOKENS, &piece(TOKENS)).unwrap();
+    let shared = memory.shared().unwrap();
+    let bytes = layout().layer_block_bytes();
+    let foreign = ForeignMemory::open(MemoryFile::reader(shared.file).unwrap(), 2 * shared.blocks * bytes).unwrap();
+    // SAFETY: copied.
+    let copy = unsafe { foreign.bytes((shared.blocks + 3) * bytes, bytes) }
+        .unwrap()
+        .to_vec();
+    assert_eq!((shared.blocks, copy), (5, piece(TOKENS)));
 }

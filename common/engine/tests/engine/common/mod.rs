@@ -31,6 +31,7 @@ pub(crate) fn options(path: &Path) -> EngineOptions {
         threads: 1,
         isa: None,
         kv_bytes: 64 << 20,
+        shared_pool: false,
         max_rows: 512,
         max_sequences: 16,
         panel_cache: None,
