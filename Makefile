@@ -44,7 +44,7 @@ lint: setup ## formatting, clippy, and cargo-deny where it is installed (licence
 	else echo "cargo-deny is not installed (cargo install --locked cargo-deny): licences and sources were not checked"; fi
 
 .PHONY: bench
-bench: model ## measure and print a table (BENCH=first-light or cpu-engine), peers and limits in the same run
+bench: model ## measure and print a table (BENCH=first-light, cpu-engine or handoff), peers and limits in the same run
 	scripts/bench $(BENCH)
 
 .PHONY: goldens
@@ -84,6 +84,12 @@ model: build
 	.venv-llama/bin/pip install --quiet --disable-pip-version-check cmake ninja
 	PATH="$(abspath .venv-llama/bin):$$PATH" CMAKE_ARGS="-DGGML_NATIVE=ON" \
 		.venv-llama/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-llama.txt
+	touch $@
+
+# NIXL and Mooncake: peers of the handoff benchmark, never needed by `make test`. Without what they depend on and do not import here.
+.venv-transfer/stamp: tests/requirements-transfer.txt
+	$(PYTHON) -m venv .venv-transfer
+	.venv-transfer/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-transfer.txt
 	touch $@
 
 # llama.cpp and transformers: what the goldens are made from.

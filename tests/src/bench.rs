@@ -1,6 +1,7 @@
 //! What benchmarks share: medians, the table, and `target/bench/NAME.jsonl`; ours, peers and limits.
 
 pub mod engine;
+pub mod handoff;
 pub mod kernels;
 pub mod limits;
 pub mod load;

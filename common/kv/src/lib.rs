@@ -23,7 +23,7 @@ mod name;
 mod pool;
 mod time;
 
-pub use checksum::{Checksum, ChecksumState};
+pub use checksum::{CHECKED, Checksum, ChecksumState};
 pub use event::{KvEvent, KvEventKind};
 pub use file::{ForeignMemory, ForeignMemoryError, MemoryFile};
 pub use id::{Attempt, BlockId, Epoch, Generation, HandoffId, NodeId, RequestId, TokenId};

@@ -15,6 +15,8 @@
 //!
 //! Deliberately absent: what a role does with a sequence, text, placement.
 
+const _: () = assert!(baton_kv::CHECKED, "a node checks what it takes in");
+
 mod announce;
 mod args;
 mod core;

@@ -1,0 +1,108 @@
+//! A prefill node's end: a pool that holds the payload, and a pusher.
+
+use std::{sync::Arc, time::Instant};
+
+use baton_engine::cpu::CpuKvMemory;
+use baton_kv::{BlockId, Epoch, NodeId};
+use baton_proto::node::v1 as pb;
+use baton_transfer::{
+    FirstToken, Ticket,
+    grpc::{PushJob, Pusher, PusherConfig, push_feed},
+};
+use prost::Message;
+use tonic::metadata::MetadataMap;
+
+use super::{
+    end,
+    ours::Way,
+    payload::{IDENTITY, Payload},
+    receiving::ROOT,
+};
+
+const DEADLINE_MS: u64 = 60_000;
+
+/// Pushes of requests `first..`, one after the other.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Asked {
+    pub(super) first: u64,
+    pub(super) tickets: Vec<Vec<u8>>,
+}
+
+/// What a push took.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct Pushed {
+    pub(super) seconds: f64,
+    pub(super) cpu_s: f64,
+}
+
+struct Source {
+    payload: Payload,
+    places: Vec<BlockId>,
+    pusher: Pusher,
+}
+
+pub(super) fn play(payload: Payload, way: Way) -> anyhow::Result<()> {
+    let runtime = end::runtime()?;
+    let memory = Arc::new(CpuKvMemory::new(payload.layout(), payload.all_blocks(), false)?);
+    let places = payload.places();
+    payload.fill(&*memory, &places)?;
+    let config = PusherConfig {
+        node: NodeId("prefill-0".to_owned()),
+        epoch: Epoch(2),
+        identity: IDENTITY,
+        protocol_max: baton_proto::PROTOCOL_MAX,
+    };
+    let pusher = match way {
+        Way::Grpc => Pusher::new(config, memory),
+    };
+    let source = Source {
+        payload,
+        places,
+        pusher,
+    };
+    end::serve((), |asked: Asked| source.push(&runtime, asked))
+}
+
+impl Source {
+    fn push(&self, runtime: &tokio::runtime::Runtime, asked: Asked) -> anyhow::Result<Pushed> {
+        let Asked { first, tickets } = asked;
+        let prompts: Vec<_> = (first..)
+            .map(|request| self.payload.prompt(request))
+            .take(tickets.len())
+            .collect();
+        let tickets: Vec<Ticket> = tickets
+            .iter()
+            .map(|ticket| Ok(Ticket::from_proto(&pb::Ticket::decode(ticket.as_slice())?)?))
+            .collect::<anyhow::Result<_>>()?;
+        let (cpu_s, started) = (end::cpu_s(), Instant::now());
+        runtime.block_on(async {
+            for ((ticket, prompt), table) in tickets
+                .into_iter()
+                .zip(prompts)
+                .zip(self.places.chunks(self.payload.blocks))
+            {
+                let (feed, input) = push_feed();
+                feed.computed(prompt.len(), table, Arc::new(()));
+                feed.first_token(FirstToken {
+                    token: 1,
+                    logprob: -1.0,
+                    alternatives: Vec::new(),
+                });
+                let job = PushJob {
+                    ticket,
+                    root: ROOT,
+                    prompt,
+                    deadline_ms: DEADLINE_MS,
+                    metadata: MetadataMap::new(),
+                    input,
+                };
+                self.pusher.push(job).await?;
+            }
+            anyhow::Ok(())
+        })?;
+        Ok(Pushed {
+            seconds: started.elapsed().as_secs_f64(),
+            cpu_s: end::cpu_s() - cpu_s,
+        })
+    }
+}
