@@ -176,6 +176,23 @@ impl Process {
         }
     }
 
+    /// Waits until its metrics are as `fit` wants them. Panics at the limit.
+    pub fn wait_metrics(&self, what: &str, limit: Duration, fit: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let text = self.metrics();
+            if fit(&text) {
+                return;
+            }
+            let role = self.role.command();
+            assert!(
+                Instant::now() < deadline,
+                "baton {role}: never {what}; its metrics:\n{text}"
+            );
+            pause();
+        }
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
