@@ -7,7 +7,7 @@ use baton_node::{clock, limits, telemetry};
 use baton_proto::node::v1::{self as pb, prefill_event::Event};
 use baton_transfer::{
     FirstToken, Ticket, alternatives_to_proto,
-    grpc::{PushError, PushFeed, PushJob, PushReport, Pusher, push_feed},
+    grpc::{Hold, PushError, PushFeed, PushJob, PushReport, Pusher, push_feed},
 };
 use baton_worker::{Events, SequenceStream, SequenceTimings, Update, Work, Worker};
 use tonic::{Status, metadata::MetadataMap};
@@ -77,9 +77,11 @@ impl Leg {
         let report = push.await.map_err(|error| push_failed(&worker, &error))?;
         // Its blocks are not needed any more, however long the router takes to hear of it.
         drop(stream);
-        worker
-            .metrics()
-            .sent(report.kv_bytes, Duration::from_secs_f64(report.transfer_ms / 1_000.0));
+        worker.metrics().sent(
+            report.kv_bytes,
+            report.early_bytes,
+            Duration::from_secs_f64(report.transfer_ms / 1_000.0),
+        );
         events
             .send(event(Event::Done(done(
                 &computed,
@@ -120,6 +122,12 @@ async fn compute(
                     computed_tokens: computed_tokens as u32,
                 })));
             }
+            Update::Layers {
+                computed_tokens,
+                layers,
+                table,
+                hold,
+            } => feed.computed_layers(computed_tokens, layers, &table, hold.map(|hold| Arc::new(hold) as Hold)),
             Update::Token {
                 token,
                 logprob,
@@ -136,8 +144,8 @@ async fn compute(
                 let first = first.ok_or_else(|| baton_node::status::internal("a prefill drew no token"))?;
                 return Ok(Computed { first, timings });
             }
-            // Blocks leave whole. The other is of handed sequences only.
-            Update::Layers { .. } | Update::Verified { .. } => {}
+            // Of handed sequences only.
+            Update::Verified { .. } => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The prefill node: runs prompts, and pushes their KV to the decode node that invited it.
 //!
-//! One leg per `Prefill.Run` stream: check → queue → chunks, each pushed as it is computed → FINAL with the first token → the decode node's verdict
-//! → blocks given back.
+//! One leg per `Prefill.Run` stream: check → queue → chunks, each pushed as it is computed (the last layer by layer) → FINAL with the first token → the
+//! decode node's verdict → blocks given back.
 //!
 //! **Architecture invariants**
 //! - A leg is one future. Dropping it (the router closed the stream, the deadline passed, the node stops) cancels the sequence, aborts the push, and

@@ -230,6 +230,38 @@ async fn cancel_frees_both_legs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_long_prompt_s_layers_leave_before_its_last_step_ends() {
+    let mut cluster = Cluster::start(ClusterOptions::default());
+    let mut reference = Reference::open();
+    let mut api = client::connect(&cluster).await;
+    let early = |cluster: &mut Cluster| {
+        leak::total(
+            &cluster.node(Role::Prefill, 0).metrics(),
+            "baton_transfer_early_bytes_total",
+        )
+    };
+    // A chunk of 256 tokens, and one that ends in the middle of a block.
+    let prompt = reference.prompt(&STORY.repeat(5), 500);
+    let answer = client::run(&mut api, client::greedy(&prompt, 4))
+        .await
+        .expect("an answer");
+    let expected = reference.run(&prompt, 4, None);
+    assert_eq!((answer.ids, answer.logprobs), (expected.ids, expected.logprobs));
+    let served = answer.finished.served.expect("served");
+    let early_bytes = early(&mut cluster);
+    assert!(
+        early_bytes > 0.0 && early_bytes < served.kv_bytes as f64,
+        "{early_bytes} of {served:?}"
+    );
+    // One whose KV is less than is worth a word.
+    client::run(&mut api, client::greedy(&prompt[..20], 4))
+        .await
+        .expect("an answer");
+    assert_eq!(early(&mut cluster), early_bytes);
+    cluster.assert_idle(IDLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn text_tools_and_models() {
     let cluster = Cluster::start(ClusterOptions::default());
     let mut api = client::connect(&cluster).await;

@@ -28,7 +28,7 @@ pub enum KvMemoryError {
 ///
 /// Calls take `&self` and may run while the engine computes: the pool's table guarantees that nobody else reads or writes
 /// the same block meanwhile (a block that is being filled is granted to one handoff; one that is being read is held by a sequence and
-/// its valid tokens no longer change).
+/// its valid tokens no longer change, in the layers that are read).
 pub trait KvMemory: Send + Sync {
     /// The pool's shape.
     fn layout(&self) -> &KvLayout;
@@ -64,7 +64,7 @@ pub trait KvMemory: Send + Sync {
     /// outside the pool.
     ///
     /// # Safety
-    /// Nobody writes the block while the slice is in use: it is held by whoever reads it, as for [`KvMemory::read`].
+    /// Nobody writes that layer of the block while the slice is in use: it is held by whoever reads it, as for [`KvMemory::read`].
     #[allow(unsafe_code)]
     unsafe fn whole(&self, _layer: usize, _block: BlockId) -> Option<&[u8]> {
         None

@@ -321,6 +321,11 @@ impl Sender {
         self.slots.bytes()
     }
 
+    /// Payload that was given out while other layers of its blocks were not computed yet.
+    pub fn early_bytes(&self) -> u64 {
+        self.slots.early_bytes()
+    }
+
     /// The version that both ends speak.
     pub fn protocol(&self) -> u32 {
         self.claims.protocol

@@ -14,8 +14,9 @@ pub(crate) const KV_EVENT_BATCHES: usize = baton_node::limits::REGISTRY_EVENTS;
 /// Between two looks at passed deadlines, whatever the receiver says of the next one.
 pub(crate) const TICK_MIN: Duration = Duration::from_millis(1);
 
-/// Bytes of KV, over a step's layers, after which a push may send on while the step goes on: so many are worth a frame of their own, and a chunk of
-/// twice as many the trouble.
+/// Bytes of KV, over layers of a prompt's last chunk, that are worth a frame of their own while the step goes on; less than that leaves at its end. Measured over
+/// gRPC, from the first token to the verdict, with and without: 0.6 against 3.2 ms for a prompt of 64 tokens (1.5 MB), 2 against 6 for 128, 2 against 11 for 512.
+/// Four times as much gives some of that back, a quarter is no better.
 pub(crate) const LAYERS_BYTES: usize = 1 << 20;
 
 /// Changes of load are told to a router at most this often: often enough to place by, and no more than 20 messages a second.

@@ -78,6 +78,7 @@ pub struct WorkerMetrics {
     handoff_streams: Gauge,
     handoff_aborts: Family<Label, Counter>,
     transfer_bytes: Family<Label, Counter>,
+    transfer_early_bytes: Counter,
     transfer_seconds: Histogram,
 }
 
@@ -99,6 +100,7 @@ impl WorkerMetrics {
             handoff_streams: Gauge::default(),
             handoff_aborts: Family::default(),
             transfer_bytes: Family::default(),
+            transfer_early_bytes: Counter::default(),
             transfer_seconds: histogram(SECONDS),
         };
         registry.register("kv_blocks", "KV blocks by state", metrics.kv_blocks.clone());
@@ -143,6 +145,11 @@ impl WorkerMetrics {
             "transfer_bytes",
             "KV bytes that crossed between nodes",
             metrics.transfer_bytes.clone(),
+        );
+        registry.register(
+            "transfer_early_bytes",
+            "KV bytes that left while other layers of their blocks were still being computed",
+            metrics.transfer_early_bytes.clone(),
         );
         registry.register_with_unit(
             "transfer",
@@ -203,9 +210,10 @@ impl WorkerMetrics {
         self.handoff_aborts.get_or_create(&[("reason", code)]).inc();
     }
 
-    /// A push that was verified: its bytes, and the time from the first token to the verdict.
-    pub fn sent(&self, bytes: u64, duration: Duration) {
+    /// A push that was verified: its bytes, those that left before the step that computed them had ended, and the time from the first token to the verdict.
+    pub fn sent(&self, bytes: u64, early_bytes: u64, duration: Duration) {
         self.transferred("sent", bytes);
+        self.transfer_early_bytes.inc_by(early_bytes);
         self.transfer_seconds.observe(duration.as_secs_f64());
     }
 

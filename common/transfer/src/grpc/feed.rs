@@ -20,6 +20,8 @@ pub type Hold = Arc<dyn Any + Send + Sync>;
 pub(super) struct Progress {
     /// The latest: positions computed, and the table.
     pub(super) computed: Option<(usize, Vec<BlockId>)>,
+    /// The latest within a step: positions, layers computed of them, and the table.
+    pub(super) layers: Option<(usize, usize, Vec<BlockId>)>,
     /// All new ones.
     pub(super) holds: Vec<Hold>,
     pub(super) first: Option<FirstToken>,
@@ -70,6 +72,15 @@ impl PushFeed {
         self.shared.change(|progress| {
             progress.computed = Some((tokens, table.to_vec()));
             progress.holds.push(hold);
+        });
+    }
+
+    /// The first `layers` layers of positions `0..tokens` are in the pool, while the step goes on that computes the others. `hold` as for
+    /// [`PushFeed::computed`], with the first call that tells of a block.
+    pub fn computed_layers(&self, tokens: usize, layers: usize, table: &[BlockId], hold: Option<Hold>) {
+        self.shared.change(|progress| {
+            progress.layers = Some((tokens, layers, table.to_vec()));
+            progress.holds.extend(hold);
         });
     }
 

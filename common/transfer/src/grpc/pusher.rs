@@ -55,6 +55,8 @@ pub struct PushJob {
 pub struct PushReport {
     /// Payload (a block sent twice counts once).
     pub kv_bytes: u64,
+    /// Of these, what left before the step that computed it had ended.
+    pub early_bytes: u64,
     /// Blocks.
     pub kv_blocks: usize,
     /// From the first token to the decode node's verdict.
@@ -306,6 +308,9 @@ impl Push {
         if let Some((tokens, table)) = progress.computed {
             self.sender.computed(tokens, &table);
         }
+        if let Some((tokens, layers, table)) = progress.layers {
+            self.sender.computed_layers(tokens, layers, &table);
+        }
         if let Some(first) = progress.first {
             self.sender.first_token(first);
             self.first_at = Some(Instant::now());
@@ -387,6 +392,7 @@ impl Push {
         let kv_bytes = self.sender.bytes();
         PushReport {
             kv_bytes,
+            early_bytes: self.sender.early_bytes(),
             kv_blocks: self.sender.blocks(),
             transfer_ms: self.first_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3),
             bytes_per_s: if seconds > 0.0 { kv_bytes as f64 / seconds } else { 0.0 },

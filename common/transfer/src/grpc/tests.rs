@@ -50,6 +50,37 @@ async fn a_prompt_crosses_and_the_next_one_skips_what_is_held() {
 }
 
 #[tokio::test]
+async fn layers_cross_before_the_others_are_computed() {
+    let node = Node::start(LAYOUT, 16).await;
+    let source = Source::new(LAYOUT, 8);
+    let ticket = node.reserve(1, 1, &PROMPT);
+    let handoff = ticket.handoff;
+    let (feed, push) = source.start(ticket, &PROMPT);
+    let table = source.table(PROMPT.len());
+    let hold = Arc::new(());
+    let held = hold.clone();
+    let compute = async {
+        feed.computed_layers(PROMPT.len(), 2, &table, Some(hold));
+        // They are there while nothing is said of the third.
+        node.written().await;
+        feed.computed(PROMPT.len(), &table, Arc::new(()));
+        feed.first_token(first_token());
+    };
+    let (report, ()) = within(async { tokio::join!(push, compute) }).await;
+    let report = report.unwrap();
+    let bytes = LAYOUT.valid_bytes(PROMPT.len()) as u64;
+    assert_eq!((report.kv_bytes, report.early_bytes), (bytes, bytes * 2 / 3));
+    assert_eq!(Arc::strong_count(&held), 1, "the push has given its hold up");
+    let blocks = node.verified(handoff).await;
+    for (index, block) in blocks.iter().enumerate() {
+        let tokens = (PROMPT.len() - index * LAYOUT.block_tokens).min(LAYOUT.block_tokens);
+        assert_eq!(node.memory.block(*block, tokens), kv_of(&LAYOUT, &PROMPT, index));
+    }
+    node.finish_all();
+    node.idle().await;
+}
+
+#[tokio::test]
 async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
     // 2 MiB a layer, 10 MiB a block.
     let layout = KvLayout {

@@ -52,6 +52,8 @@ pub(super) struct Slots {
     /// Further positions, and how many layers of them are.
     ahead: (usize, usize),
     table: Vec<BlockId>,
+    /// Bytes given out of blocks of which not every layer was computed.
+    early_bytes: u64,
 }
 
 impl Slots {
@@ -83,6 +85,7 @@ impl Slots {
             computed: 0,
             ahead: (0, 0),
             table: Vec::new(),
+            early_bytes: 0,
         }
     }
 
@@ -111,11 +114,8 @@ impl Slots {
 
     /// Layers that can be sent and were not given out yet.
     fn ready(&self, slot: usize) -> Range<usize> {
-        let Slot {
-            valid_tokens, planned, ..
-        } = self.slots[slot];
-        let index = self.held_blocks + slot;
-        let end = index * self.layout.block_tokens + valid_tokens;
+        let planned = self.slots[slot].planned;
+        let (index, end) = (self.held_blocks + slot, self.end(slot));
         let computed = match self.ahead {
             _ if self.table.len() <= index => 0,
             _ if end <= self.computed => self.layout.layers,
@@ -123,6 +123,11 @@ impl Slots {
             _ => 0,
         };
         planned..computed.max(planned)
+    }
+
+    /// Prompt positions before the slot's end.
+    fn end(&self, slot: usize) -> usize {
+        (self.held_blocks + slot) * self.layout.block_tokens + self.slots[slot].valid_tokens
     }
 
     fn layer_bytes(&self, slot: usize) -> usize {
@@ -153,6 +158,9 @@ impl Slots {
                 break;
             }
             left = left.saturating_sub(layers.len() * self.layer_bytes(slot));
+            if self.end(slot) > self.computed {
+                self.early_bytes += (layers.len() * self.layer_bytes(slot)) as u64;
+            }
             self.slots[slot].planned = layers.end;
             runs.push(RunToSend {
                 slot,
@@ -204,6 +212,10 @@ impl Slots {
 
     pub(super) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    pub(super) fn early_bytes(&self) -> u64 {
+        self.early_bytes
     }
 
     /// Payload of all slots.

@@ -304,6 +304,8 @@ fn layers_leave_before_the_others_are_computed() {
     };
     let layer = LAYOUT.valid_bytes(1) / LAYOUT.layers;
     assert_eq!(claims.manifest[1].checksum, Checksum(1).then(Checksum(1), 2 * layer));
+    // Two layers of the block's four tokens, and one of the tail's one.
+    assert_eq!(sender.early_bytes(), (2 * 4 + 1) * layer as u64);
 }
 
 #[test]
