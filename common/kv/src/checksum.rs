@@ -32,6 +32,31 @@ impl ChecksumState {
         }
     }
 
+    /// Adds the first `tokens` tokens of one layer of a block where they lie. The caller holds the block. `scratch` can be reused.
+    pub fn add_piece(
+        &mut self,
+        memory: &dyn KvMemory,
+        layer: usize,
+        block: BlockId,
+        tokens: usize,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), KvMemoryError> {
+        let layout = memory.layout();
+        if tokens == layout.block_tokens {
+            // SAFETY: the caller holds the block, so that nobody writes it.
+            #[allow(unsafe_code)]
+            let piece = unsafe { memory.whole(layer, block) };
+            if let Some(piece) = piece {
+                self.update(piece);
+                return Ok(());
+            }
+        }
+        scratch.resize(layout.valid_bytes(tokens) / layout.layers, 0);
+        memory.read(layer, block, tokens, scratch)?;
+        self.update(scratch);
+        Ok(())
+    }
+
     /// The checksum so far.
     pub fn finish(self) -> Checksum {
         Checksum(self.digest.finalize())
@@ -58,21 +83,9 @@ impl Checksum {
         tokens: usize,
         scratch: &mut Vec<u8>,
     ) -> Result<Self, KvMemoryError> {
-        let layout = memory.layout();
         let mut state = ChecksumState::default();
         for layer in layers {
-            if tokens == layout.block_tokens {
-                // SAFETY: the caller holds the block, so that nobody writes it.
-                #[allow(unsafe_code)]
-                let piece = unsafe { memory.whole(layer, block) };
-                if let Some(piece) = piece {
-                    state.update(piece);
-                    continue;
-                }
-            }
-            scratch.resize(layout.valid_bytes(tokens) / layout.layers, 0);
-            memory.read(layer, block, tokens, scratch)?;
-            state.update(scratch);
+            state.add_piece(memory, layer, block, tokens, scratch)?;
         }
         Ok(state.finish())
     }

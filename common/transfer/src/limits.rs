@@ -89,5 +89,6 @@ pub const MAX_MAPPINGS: usize = 64;
 /// What a probe of shared memory copies: more than a core's caches hold, so that the rate is the memory's.
 pub const SHM_PROBE_BYTES: usize = 32 << 20;
 
-/// Of what is copied from shared memory, summed at a time: it is then still in the core's own cache.
-pub const SHM_PART_BYTES: usize = 64 << 10;
+/// Frames over shared memory that one decode node copies at once, of all pushes, each on a thread: two take what the memory gives, and leave the rest of the
+/// processor to the engine.
+pub const SHM_COPIES: usize = 2;

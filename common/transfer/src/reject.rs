@@ -42,10 +42,13 @@ pub enum Reject {
     /// Another stream fills this handoff already. No retry helps.
     #[error("another stream fills this handoff")]
     StreamActive,
+    /// The sender's pool is not mapped here, or not any more. A new attempt helps, once it was offered again.
+    #[error("the sender's pool is not mapped")]
+    PoolNotMapped,
 }
 
 impl Reject {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::StaleEpoch,
         Self::StaleGeneration,
         Self::UnknownHandoff,
@@ -59,6 +62,7 @@ impl Reject {
         Self::Malformed,
         Self::Aborted,
         Self::StreamActive,
+        Self::PoolNotMapped,
     ];
 
     /// The stable code on the wire.
@@ -77,6 +81,7 @@ impl Reject {
             Self::Malformed => "MALFORMED",
             Self::Aborted => "ABORTED",
             Self::StreamActive => "STREAM_ACTIVE",
+            Self::PoolNotMapped => "POOL_NOT_MAPPED",
         }
     }
 
@@ -95,6 +100,7 @@ impl Reject {
                 | Self::LeaseEnded
                 | Self::ChecksumMismatch
                 | Self::Aborted
+                | Self::PoolNotMapped
         )
     }
 }

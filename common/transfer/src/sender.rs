@@ -331,6 +331,11 @@ impl Sender {
         self.claims.protocol
     }
 
+    /// How the KV travels.
+    pub fn transport(&self) -> Transport {
+        self.claims.transport
+    }
+
     fn ended(&self) -> bool {
         matches!(self.state, SenderState::Verified | SenderState::Failed(_))
     }

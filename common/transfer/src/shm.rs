@@ -14,6 +14,7 @@ mod offer;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use copy::MappedPool;
 pub use directory::Directory;
 pub use mapping::{Mapping, ShmError};
 pub use mappings::Mappings;

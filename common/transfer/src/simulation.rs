@@ -301,7 +301,9 @@ impl World {
         let (push, permit, data) = self.permits.swap_remove(at);
         let mut scratch = Vec::new();
         let mut sum = |write: &crate::PieceWrite| {
-            FrameBytes(&data).copy(write, &*self.memory).unwrap();
+            for layer in write.layers() {
+                FrameBytes(&data).copy(write, layer, &*self.memory).unwrap();
+            }
             Checksum::of_layers(
                 &*self.memory,
                 write.layers(),

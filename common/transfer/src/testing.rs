@@ -6,8 +6,8 @@ use std::{
 };
 
 use baton_kv::{
-    Attempt, BlockId, BlockName, Epoch, KvDtype, KvIdentity, KvLayout, KvMemory, KvMemoryError, NodeId, RequestId,
-    Time, TokenId,
+    Attempt, BlockId, BlockName, Epoch, KvDtype, KvIdentity, KvLayout, KvMemory, KvMemoryError, MemoryFile, NodeId,
+    RequestId, SharedPool, Time, TokenId,
 };
 
 use crate::{Capability, FirstToken, ReceiverConfig, Reserve};
@@ -63,20 +63,33 @@ pub(crate) fn reserve(request: u128, attempt: u32, prompt: &[TokenId]) -> Reserv
     }
 }
 
-/// Memory of a pool, in a vector.
+/// Memory of a pool, in a file that can be shared.
 pub(crate) struct TestMemory {
     layout: KvLayout,
     blocks: usize,
-    bytes: Mutex<Vec<u8>>,
+    file: MemoryFile,
+    /// Held by whoever looks into the file.
+    lock: Mutex<()>,
 }
 
 impl TestMemory {
     pub(crate) fn new(layout: KvLayout, blocks: usize) -> Arc<Self> {
-        Arc::new(Self {
+        let memory = Self {
             layout,
             blocks,
-            bytes: Mutex::new(vec![0xEE; blocks * layout.block_bytes()]),
-        })
+            file: MemoryFile::create(blocks * layout.block_bytes()).unwrap(),
+            lock: Mutex::new(()),
+        };
+        memory.with_bytes(|bytes| bytes.fill(0xEE));
+        Arc::new(memory)
+    }
+
+    fn with_bytes<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        let _lock = self.lock.lock().unwrap();
+        let len = self.blocks * self.layout.block_bytes();
+        // SAFETY: the file's own map, under the lock.
+        #[allow(unsafe_code)]
+        f(unsafe { std::slice::from_raw_parts_mut(self.file.as_ptr(), len) })
     }
 
     /// Where each head's valid run lies, in canonical order.
@@ -145,24 +158,34 @@ impl KvMemory for TestMemory {
     }
 
     fn read(&self, layer: usize, block: BlockId, tokens: usize, out: &mut [u8]) -> Result<(), KvMemoryError> {
-        let bytes = self.bytes.lock().unwrap();
-        let mut at = 0;
-        for (start, len) in self.runs(layer, block, tokens, out.len())? {
-            out[at..at + len].copy_from_slice(&bytes[start..start + len]);
-            at += len;
-        }
+        let runs = self.runs(layer, block, tokens, out.len())?;
+        self.with_bytes(|bytes| {
+            let mut at = 0;
+            for (start, len) in runs {
+                out[at..at + len].copy_from_slice(&bytes[start..start + len]);
+                at += len;
+            }
+        });
         Ok(())
     }
 
     fn write(&self, layer: usize, block: BlockId, tokens: usize, piece: &[u8]) -> Result<(), KvMemoryError> {
         let runs = self.runs(layer, block, tokens, piece.len())?;
-        let mut bytes = self.bytes.lock().unwrap();
-        let mut at = 0;
-        for (start, len) in runs {
-            bytes[start..start + len].copy_from_slice(&piece[at..at + len]);
-            at += len;
-        }
+        self.with_bytes(|bytes| {
+            let mut at = 0;
+            for (start, len) in runs {
+                bytes[start..start + len].copy_from_slice(&piece[at..at + len]);
+                at += len;
+            }
+        });
         Ok(())
+    }
+
+    fn shared(&self) -> Option<SharedPool<'_>> {
+        Some(SharedPool {
+            file: self.file.file(),
+            blocks: self.blocks,
+        })
     }
 }
 

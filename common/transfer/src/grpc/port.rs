@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_kv::{Checksum, KvMemory, KvMemoryError, Pool, Time};
+use baton_kv::{Checksum, ChecksumState, KvMemory, KvMemoryError, Pool, Time};
 
 use crate::{PieceSource, PieceWrite, PiecesHeader, Receiver, ReceiverAction, Reject, StreamId, Verdict, WritePermit};
 
@@ -46,18 +46,16 @@ impl<P: ReceiverPort> Landing<'_, P> {
         let permit = self.permit.as_ref().expect("given back only at the end");
         let memory = &**self.port.memory();
         let mut scratch = Vec::new();
-        let copy = |write: &PieceWrite| {
-            source.copy(write, memory)?;
-            // While it is in the processor's caches.
-            Checksum::of_layers(
-                memory,
-                write.layers(),
-                write.block(),
-                write.valid_tokens(),
-                &mut scratch,
-            )
+        let mut copy = |write: &PieceWrite| {
+            let mut sum = ChecksumState::default();
+            for layer in write.layers() {
+                source.copy(write, layer, memory)?;
+                // While it is in the processor's caches.
+                sum.add_piece(memory, layer, write.block(), write.valid_tokens(), &mut scratch)?;
+            }
+            Ok(sum.finish())
         };
-        permit.writes().iter().map(copy).collect()
+        permit.writes().iter().map(&mut copy).collect()
     }
 
     fn end(&mut self, sums: Option<&[Checksum]>) -> Option<Result<Verdict, Reject>> {

@@ -112,6 +112,7 @@ pub struct Pusher {
     memory: Arc<dyn KvMemory>,
     peers: Peers,
     read_ahead: ReadAhead,
+    transport: Transport,
 }
 
 impl Pusher {
@@ -122,7 +123,13 @@ impl Pusher {
             memory,
             peers: Peers::default(),
             read_ahead: ReadAhead::new(limits::READ_AHEAD_BYTES),
+            transport: Transport::Grpc,
         }
+    }
+
+    /// Over another transport than gRPC. Over shared memory, decode nodes must have mapped `memory`, as a [`crate::shm::Offer`] lets them.
+    pub fn with_transport(self, transport: Transport) -> Self {
+        Self { transport, ..self }
     }
 
     /// With another bound than [`limits::READ_AHEAD_BYTES`].
@@ -144,7 +151,7 @@ impl Pusher {
             identity: self.config.identity,
             layout: *self.memory.layout(),
             protocol_max: self.config.protocol_max,
-            transport: Transport::Grpc,
+            transport: self.transport,
             root: job.root,
             prompt: &job.prompt,
             deadline: Time(0).after_ms(job.deadline_ms),
@@ -330,8 +337,17 @@ impl Push {
                 Some(SenderAction::Pieces(runs)) => {
                     let (memory, holds, read_ahead) =
                         (self.memory.clone(), self.holds.clone(), self.read_ahead.clone());
+                    let transport = self.sender.transport();
                     self.reading = Some(Box::pin(async move {
                         let layout = *memory.layout();
+                        if transport == Transport::Shm {
+                            let summed = tokio::task::spawn_blocking(move || {
+                                let sums = sum_runs(&*memory, &runs);
+                                drop(holds);
+                                sums.map(|sums| (runs, Bytes::new(), sums))
+                            });
+                            return summed.await.ok()?.ok();
+                        }
                         let bytes = runs.iter().map(|run| run_bytes(&layout, run)).sum();
                         let share = read_ahead.take(bytes).await?;
                         let read = tokio::task::spawn_blocking(move || {
@@ -460,6 +476,14 @@ fn read_runs(memory: &dyn KvMemory, runs: &[RunToSend]) -> Result<(Vec<u8>, Vec<
         sums.push(sum.finish());
     }
     Ok((data, sums))
+}
+
+/// The checksum of each run, where it lies.
+fn sum_runs(memory: &dyn KvMemory, runs: &[RunToSend]) -> Result<Vec<Checksum>, KvMemoryError> {
+    let mut scratch = Vec::new();
+    let sum =
+        |run: &RunToSend| Checksum::of_layers(memory, run.layers.clone(), run.block, run.valid_tokens, &mut scratch);
+    runs.iter().map(sum).collect()
 }
 
 /// On a sender's clock, whose zero is `started`.

@@ -6,6 +6,7 @@ use baton_kv::Time;
 use baton_proto::node::v1::{self as pb, handoff_server, push_frame::Frame, push_reply::Reply};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     Claims, FinalClaims, FrameBytes, PiecesHeader, Reject, RunHeader, StreamId, Transport, Verdict, limits,
     sender::heartbeat_ms,
+    shm::{MappedPool, Mapping, Mappings},
 };
 
 type Replies = mpsc::Sender<Result<pb::PushReply, Status>>;
@@ -31,6 +33,14 @@ pub struct HandoffService<P> {
     tasks: TaskTracker,
     shutdown: CancellationToken,
     streams: Arc<Semaphore>,
+    pools: Option<Pools>,
+}
+
+/// Over shared memory: the pools to copy from, and the threads that may copy at once, of all streams.
+#[derive(Clone)]
+struct Pools {
+    mappings: Mappings,
+    copiers: Arc<Semaphore>,
 }
 
 impl<P: ReceiverPort> HandoffService<P> {
@@ -42,7 +52,17 @@ impl<P: ReceiverPort> HandoffService<P> {
             tasks,
             shutdown,
             streams: Arc::new(Semaphore::new(limits::MAX_STREAMS)),
+            pools: None,
         }
+    }
+
+    /// Takes pushes over shared memory, too, from senders whose pools are in `mappings`.
+    pub fn with_mappings(mut self, mappings: Mappings) -> Self {
+        self.pools = Some(Pools {
+            mappings,
+            copiers: Arc::new(Semaphore::new(limits::SHM_COPIES)),
+        });
+        self
     }
 
     /// The tonic service, with its message limits; serve it on a [`super::configure_server`] server.
@@ -70,9 +90,9 @@ impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
             stream,
             refused: None,
         };
-        let shutdown = self.shutdown.clone();
+        let (pools, shutdown) = (self.pools.clone(), self.shutdown.clone());
         let run = async move {
-            run(guard, request.into_inner(), replies, fenced, shutdown).await;
+            run(guard, request.into_inner(), replies, pools, fenced, shutdown).await;
             drop(permit);
         };
         self.tasks.spawn(run.instrument(tracing::Span::current()));
@@ -110,6 +130,7 @@ async fn run<P: ReceiverPort>(
     mut guard: StreamGuard<P>,
     frames: Streaming<pb::PushFrame>,
     replies: Replies,
+    pools: Option<Pools>,
     fenced: oneshot::Receiver<Reject>,
     shutdown: CancellationToken,
 ) {
@@ -118,7 +139,7 @@ async fn run<P: ReceiverPort>(
         biased;
         fenced = fenced => Err(fenced.unwrap_or(Reject::Aborted)),
         () = shutdown.cancelled() => Err(Reject::Aborted),
-        end = serve(&port, stream, frames, &replies) => end,
+        end = serve(&port, stream, frames, &replies, pools) => end,
     };
     if let Err(reject) = end {
         match reject {
@@ -146,6 +167,7 @@ async fn serve<P: ReceiverPort>(
     stream: StreamId,
     mut frames: Streaming<pb::PushFrame>,
     replies: &Replies,
+    pools: Option<Pools>,
 ) -> Result<(), Reject> {
     let first = timeout(Duration::from_millis(limits::OPEN_MS), frames.message()).await;
     let claims = match first {
@@ -155,10 +177,17 @@ async fn serve<P: ReceiverPort>(
         Ok(Ok(Some(_))) | Err(_) => return Err(Reject::Malformed),
         Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
     };
-    if claims.transport != Transport::Grpc {
-        // No pool of a peer is open here.
-        return Err(Reject::Malformed);
-    }
+    let mapped = match claims.transport {
+        Transport::Grpc => None,
+        Transport::Shm => {
+            let pools = pools.ok_or(Reject::PoolNotMapped)?;
+            let mapping = pools.mappings.get(claims.sender_epoch).ok_or(Reject::PoolNotMapped)?;
+            Some(Mapped {
+                mapping,
+                copiers: pools.copiers,
+            })
+        }
+    };
     let (lease_ms, opened_at) = port.locked(|receiver, _, now, _| {
         let lease_ms = receiver.opened(stream, &claims, now)?;
         Ok((lease_ms, now))
@@ -171,11 +200,20 @@ async fn serve<P: ReceiverPort>(
         frames: 1,
         answer_ms: heartbeat_ms(lease_ms) / limits::ANSWERS_PER_HEARTBEAT,
         answered_at: opened_at,
+        mapped,
+        copies: JoinSet::new(),
     };
 
     // A broken stream is the sender's end as well: the guard aborts the handoff. Every wait here ends with the lease, through the fence.
-    while let Ok(Some(message)) = frames.message().await {
-        let Some(answer) = push.take(message)? else { continue };
+    loop {
+        let taken = tokio::select! {
+            Some(copied) = push.copies.join_next() => push.landed(copied.unwrap_or(Err(Reject::Aborted))?),
+            message = frames.message(), if push.copies.len() < limits::SHM_COPIES => match message {
+                Ok(Some(message)) => push.take(message),
+                _ => break,
+            },
+        };
+        let Some(answer) = taken? else { continue };
         let last = matches!(answer, Reply::Verified(_));
         reply(replies, answer).await;
         if last {
@@ -194,6 +232,16 @@ struct Push<'a, P: ReceiverPort> {
     /// Between answers to pieces.
     answer_ms: u64,
     answered_at: Time,
+    mapped: Option<Mapped>,
+    /// Over shared memory: frames that are being copied, while others are read.
+    copies: JoinSet<Result<Option<Verdict>, Reject>>,
+}
+
+/// Where a push over shared memory copies from.
+#[derive(Clone)]
+struct Mapped {
+    mapping: Arc<Mapping>,
+    copiers: Arc<Semaphore>,
 }
 
 impl<P: ReceiverPort> Push<'_, P> {
@@ -201,16 +249,26 @@ impl<P: ReceiverPort> Push<'_, P> {
     fn take(&mut self, message: pb::PushFrame) -> Result<Option<Reply>, Reject> {
         self.frames += 1;
         match message.frame {
-            Some(Frame::Piece(piece)) => self.pieces(&piece_header(&piece)?, &piece.data),
-            Some(Frame::Pieces(pieces)) => self.pieces(&pieces_header(&pieces)?, &pieces.data),
+            Some(Frame::Piece(piece)) => self.pieces(piece_header(&piece)?, &piece.data),
+            Some(Frame::Pieces(pieces)) => self.pieces(pieces_header(&pieces)?, &pieces.data),
             Some(Frame::Final(message)) => self.finished(&message),
             Some(Frame::Heartbeat(_)) => self.renewed(0),
             Some(Frame::Open(_)) | None => Err(Reject::Malformed),
         }
     }
 
-    fn pieces(&mut self, header: &PiecesHeader, data: &[u8]) -> Result<Option<Reply>, Reject> {
-        match write_pieces(self.port, self.stream, header, &mut FrameBytes(data))? {
+    fn pieces(&mut self, header: PiecesHeader, data: &[u8]) -> Result<Option<Reply>, Reject> {
+        if let Some(mapped) = &self.mapped {
+            self.copies
+                .spawn(mapped.clone().copy(self.port.clone(), self.stream, header));
+            return Ok(None);
+        }
+        let written = write_pieces(self.port, self.stream, &header, &mut FrameBytes(data))?;
+        self.landed(written)
+    }
+
+    fn landed(&mut self, written: Option<Verdict>) -> Result<Option<Reply>, Reject> {
+        match written {
             Some(verdict) => Ok(Some(said(verdict))),
             None => self.renewed(self.answer_ms),
         }
@@ -235,6 +293,27 @@ impl<P: ReceiverPort> Push<'_, P> {
             let lease_ms = receiver.heartbeat(stream, now)?;
             Ok(Some(Reply::Renewed(pb::Renewed { lease_ms, frames })))
         })
+    }
+}
+
+impl Mapped {
+    /// Copies what a frame names, on a thread for blocking work. A copy that has begun ends even when this is dropped.
+    async fn copy<P: ReceiverPort>(
+        self,
+        port: Arc<P>,
+        stream: StreamId,
+        header: PiecesHeader,
+    ) -> Result<Option<Verdict>, Reject> {
+        if !header.runs.iter().all(|run| self.mapping.holds(run.source_block)) {
+            return Err(Reject::Malformed);
+        }
+        let turn = self.copiers.acquire_owned().await.map_err(|_| Reject::Aborted)?;
+        let copy = move || {
+            let written = write_pieces(&port, stream, &header, &mut MappedPool(&self.mapping));
+            drop(turn);
+            written
+        };
+        tokio::task::spawn_blocking(copy).await.unwrap_or(Err(Reject::Aborted))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod frames;
 mod harness;
+mod shared;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -9,7 +10,7 @@ use baton_kv::{Epoch, KvDtype, KvLayout, Time, TokenId};
 
 use super::*;
 use crate::{
-    AbortReason, Capability, PushFailure, Reject, Ticket,
+    AbortReason, Capability, PushFailure, Reject, Ticket, Transport,
     limits::LEASE_MS,
     testing::{DEADLINE, EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, first_token, kv_of},
 };
@@ -19,11 +20,35 @@ use read_ahead::ReadAhead;
 /// Two full blocks and a tail.
 const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 
-#[tokio::test]
-async fn a_prompt_crosses_and_the_next_one_skips_what_is_held() {
-    async fn check(prompts: &[&[TokenId]], crossing: &[usize]) {
+/// Each of these holds over every transport.
+macro_rules! conformance {
+    ($($name:ident)*) => {
+        mod over_grpc {
+            $(#[tokio::test] async fn $name() { super::$name(crate::Transport::Grpc).await; })*
+        }
+        mod over_shm {
+            $(#[tokio::test] async fn $name() { super::$name(crate::Transport::Shm).await; })*
+        }
+    };
+}
+
+conformance! {
+    a_prompt_crosses_and_the_next_one_skips_what_is_held
+    layers_cross_before_the_others_are_computed
+    a_block_larger_than_a_message_travels_as_runs_of_layers
+    a_corrupt_piece_is_sent_again_and_a_second_one_ends_the_push
+    a_sender_that_goes_midway_leaves_nothing_behind
+    a_push_that_is_not_invited_is_refused
+    the_decode_node_can_end_a_push_from_its_side
+    heartbeats_keep_the_lease_while_the_prompt_is_computed
+    a_refusal_arrives_while_much_is_under_way
+    what_is_pushed_stays_held_until_the_push_has_ended
+}
+
+async fn a_prompt_crosses_and_the_next_one_skips_what_is_held(transport: Transport) {
+    async fn check(transport: Transport, prompts: &[&[TokenId]], crossing: &[usize]) {
         let node = Node::start(LAYOUT, 16).await;
-        let source = Source::new(LAYOUT, 8);
+        let source = Source::new(LAYOUT, 8).over(&node, transport).await;
         for (request, (prompt, blocks)) in prompts.iter().zip(crossing).enumerate() {
             let ticket = node.reserve(request as u128, 1, prompt);
             assert_eq!(ticket.slots.len(), *blocks, "{prompt:?}");
@@ -44,15 +69,19 @@ async fn a_prompt_crosses_and_the_next_one_skips_what_is_held() {
         node.finish_all();
         node.idle().await;
     }
-    check(&[&[1]], &[1]).await;
-    check(&[&PROMPT[..8]], &[2]).await;
-    check(&[&PROMPT, &PROMPT, &PROMPT[..8], &[1, 2, 3, 4, 5, 9]], &[3, 1, 1, 1]).await;
+    check(transport, &[&[1]], &[1]).await;
+    check(transport, &[&PROMPT[..8]], &[2]).await;
+    check(
+        transport,
+        &[&PROMPT, &PROMPT, &PROMPT[..8], &[1, 2, 3, 4, 5, 9]],
+        &[3, 1, 1, 1],
+    )
+    .await;
 }
 
-#[tokio::test]
-async fn layers_cross_before_the_others_are_computed() {
+async fn layers_cross_before_the_others_are_computed(transport: Transport) {
     let node = Node::start(LAYOUT, 16).await;
-    let source = Source::new(LAYOUT, 8);
+    let source = Source::new(LAYOUT, 8).over(&node, transport).await;
     let ticket = node.reserve(1, 1, &PROMPT);
     let handoff = ticket.handoff;
     let (feed, push) = source.start(ticket, &PROMPT);
@@ -80,8 +109,7 @@ async fn layers_cross_before_the_others_are_computed() {
     node.idle().await;
 }
 
-#[tokio::test]
-async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
+async fn a_block_larger_than_a_message_travels_as_runs_of_layers(transport: Transport) {
     // 2 MiB a layer, 10 MiB a block.
     let layout = KvLayout {
         layers: 5,
@@ -91,7 +119,7 @@ async fn a_block_larger_than_a_message_travels_as_runs_of_layers() {
         dtype: KvDtype::Bf16,
     };
     let node = Node::start(layout, 2).await;
-    let source = Source::new(layout, 2);
+    let source = Source::new(layout, 2).over(&node, transport).await;
     let prompt: Vec<TokenId> = (0..33).collect();
     let ticket = node.reserve(1, 1, &prompt);
     let handoff = ticket.handoff;
@@ -119,10 +147,9 @@ async fn an_older_peer_gets_frames_of_its_version() {
     }
 }
 
-#[tokio::test]
-async fn a_corrupt_piece_is_sent_again_and_a_second_one_ends_the_push() {
+async fn a_corrupt_piece_is_sent_again_and_a_second_one_ends_the_push(transport: Transport) {
     let node = Node::start(LAYOUT, 4).await;
-    let source = Source::new(LAYOUT, 4);
+    let source = Source::new(LAYOUT, 4).over(&node, transport).await;
     let ticket = node.reserve(1, 1, &PROMPT);
     let handoff = ticket.handoff;
     node.memory.corrupt_writes(1);
@@ -145,10 +172,9 @@ async fn a_corrupt_piece_is_sent_again_and_a_second_one_ends_the_push() {
     node.idle().await;
 }
 
-#[tokio::test]
-async fn a_sender_that_goes_midway_leaves_nothing_behind() {
+async fn a_sender_that_goes_midway_leaves_nothing_behind(transport: Transport) {
     let node = Node::start(LAYOUT, 4).await;
-    let source = Source::new(LAYOUT, 4);
+    let source = Source::new(LAYOUT, 4).over(&node, transport).await;
 
     // The future is dropped while a block has arrived and others have not been computed.
     let ticket = node.reserve(1, 1, &PROMPT);
@@ -163,11 +189,10 @@ async fn a_sender_that_goes_midway_leaves_nothing_behind() {
     node.idle().await;
 }
 
-#[tokio::test]
-async fn a_push_that_is_not_invited_is_refused() {
-    async fn check(change: impl FnOnce(&mut Ticket), expected: Reject) {
+async fn a_push_that_is_not_invited_is_refused(transport: Transport) {
+    async fn check(transport: Transport, change: impl FnOnce(&mut Ticket), expected: Reject) {
         let node = Node::start(LAYOUT, 4).await;
-        let source = Source::new(LAYOUT, 4);
+        let source = Source::new(LAYOUT, 4).over(&node, transport).await;
         let mut ticket = node.reserve(1, 1, &PROMPT);
         let good = ticket.clone();
         change(&mut ticket);
@@ -185,21 +210,31 @@ async fn a_push_that_is_not_invited_is_refused() {
         }
     }
     check(
+        transport,
         |ticket| ticket.capability = Capability::new([9; 32]),
         Reject::BadCapability,
     )
     .await;
-    check(|ticket| ticket.epoch = Epoch(EPOCH.0 + 1), Reject::StaleEpoch).await;
-    check(|ticket| ticket.handoff.0 += 1, Reject::UnknownHandoff).await;
-    check(|ticket| ticket.attempt.0 += 1, Reject::UnknownHandoff).await;
-    check(|ticket| ticket.slots[0].generation.0 += 1, Reject::StaleGeneration).await;
+    check(
+        transport,
+        |ticket| ticket.epoch = Epoch(EPOCH.0 + 1),
+        Reject::StaleEpoch,
+    )
+    .await;
+    check(transport, |ticket| ticket.handoff.0 += 1, Reject::UnknownHandoff).await;
+    check(transport, |ticket| ticket.attempt.0 += 1, Reject::UnknownHandoff).await;
+    check(
+        transport,
+        |ticket| ticket.slots[0].generation.0 += 1,
+        Reject::StaleGeneration,
+    )
+    .await;
 }
 
-#[tokio::test]
-async fn the_decode_node_can_end_a_push_from_its_side() {
-    async fn check(end: impl FnOnce(&Node), expected: AbortReason, code: &str) {
+async fn the_decode_node_can_end_a_push_from_its_side(transport: Transport) {
+    async fn check(transport: Transport, end: impl FnOnce(&Node), expected: AbortReason, code: &str) {
         let node = Node::start(LAYOUT, 4).await;
-        let source = Source::new(LAYOUT, 4);
+        let source = Source::new(LAYOUT, 4).over(&node, transport).await;
         let ticket = node.reserve(1, 1, &PROMPT);
         let handoff = ticket.handoff;
         let (feed, push) = source.start(ticket, &PROMPT);
@@ -215,15 +250,23 @@ async fn the_decode_node_can_end_a_push_from_its_side() {
         assert_eq!(node.aborted(handoff).await, expected);
         node.idle().await;
     }
-    check(|node| node.abort_all(), AbortReason::Cancelled, "ABORTED").await;
-    check(|node| node.pass_ms(LEASE_MS), AbortReason::LeaseEnded, "LEASE_ENDED").await;
+    check(transport, |node| node.abort_all(), AbortReason::Cancelled, "ABORTED").await;
     check(
+        transport,
+        |node| node.pass_ms(LEASE_MS),
+        AbortReason::LeaseEnded,
+        "LEASE_ENDED",
+    )
+    .await;
+    check(
+        transport,
         |node| node.pass_ms(DEADLINE.0 / 1_000),
         AbortReason::Deadline,
         "LEASE_ENDED",
     )
     .await;
     check(
+        transport,
         |node| node.shutdown.cancel(),
         AbortReason::Rejected(Reject::Aborted),
         "ABORTED",
@@ -231,10 +274,9 @@ async fn the_decode_node_can_end_a_push_from_its_side() {
     .await;
 }
 
-#[tokio::test]
-async fn heartbeats_keep_the_lease_while_the_prompt_is_computed() {
+async fn heartbeats_keep_the_lease_while_the_prompt_is_computed(transport: Transport) {
     let node = Node::start(LAYOUT, 4).await;
-    let source = Source::new(LAYOUT, 4);
+    let source = Source::new(LAYOUT, 4).over(&node, transport).await;
     // Little of the lease was left when the ticket arrived, so that the first heartbeat comes soon.
     let ticket = Ticket {
         lease_ms: 3_000,
@@ -256,8 +298,7 @@ async fn heartbeats_keep_the_lease_while_the_prompt_is_computed() {
     node.verified(handoff).await;
 }
 
-#[tokio::test]
-async fn a_refusal_arrives_while_much_is_under_way() {
+async fn a_refusal_arrives_while_much_is_under_way(transport: Transport) {
     let layout = KvLayout {
         layers: 4,
         heads: 2,
@@ -266,7 +307,7 @@ async fn a_refusal_arrives_while_much_is_under_way() {
         dtype: KvDtype::Bf16,
     };
     let node = Node::start(layout, 24).await;
-    let source = Source::new(layout, 24);
+    let source = Source::new(layout, 24).over(&node, transport).await;
     let prompt: Vec<TokenId> = (0..32 * 24).collect();
     let mut ticket = node.reserve(1, 1, &prompt);
     ticket.slots[1].generation.0 += 1;
@@ -317,10 +358,9 @@ async fn a_lease_that_ends_while_the_stream_opens_is_named() {
     assert_eq!(error.code(), "LEASE_ENDED", "{error}");
 }
 
-#[tokio::test]
-async fn what_is_pushed_stays_held_until_the_push_has_ended() {
+async fn what_is_pushed_stays_held_until_the_push_has_ended(transport: Transport) {
     let node = Node::start(LAYOUT, 4).await;
-    let source = Source::new(LAYOUT, 4);
+    let source = Source::new(LAYOUT, 4).over(&node, transport).await;
     let hold = Arc::new(());
     let (feed, push) = source.start(node.reserve(1, 1, &PROMPT), &PROMPT);
     feed.computed(4, &source.table(4), hold.clone());

@@ -1,15 +1,19 @@
-//! Copying a peer's pieces into blocks, and summing them there.
+//! Copying a peer's pieces into blocks.
+#![allow(unsafe_code)]
 
-use baton_kv::{Checksum, ChecksumState};
+use baton_kv::{KvMemory, KvMemoryError};
 
-use crate::limits::SHM_PART_BYTES;
+use super::Mapping;
+use crate::{PieceSource, PieceWrite};
 
-/// Copies `from` to `to` (of the same length) part by part, and sums each part where it was written, while it is in the cache.
-pub(super) fn copy_and_sum(from: &[u8], to: &mut [u8]) -> Checksum {
-    let mut sum = ChecksumState::default();
-    for (from, to) in from.chunks(SHM_PART_BYTES).zip(to.chunks_mut(SHM_PART_BYTES)) {
-        to.copy_from_slice(from);
-        sum.update(to);
+/// A mapped pool, as the source of frames that name its blocks.
+pub(crate) struct MappedPool<'a>(pub(crate) &'a Mapping);
+
+impl PieceSource for MappedPool<'_> {
+    /// A whole piece, whatever of it is valid: within its pool it is one run of bytes, and sums cover only what is valid.
+    fn copy(&mut self, write: &PieceWrite, layer: usize, memory: &dyn KvMemory) -> Result<(), KvMemoryError> {
+        // SAFETY: copied; the copy's checksum decides.
+        let piece = unsafe { self.0.piece(layer, write.source_block()) }.ok_or(KvMemoryError::OutOfRange)?;
+        memory.write_part(layer, write.block(), 0, piece)
     }
-    sum.finish()
 }

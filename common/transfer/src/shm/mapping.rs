@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use baton_kv::{BlockId, ForeignMemory, ForeignMemoryError, KvLayout};
+use baton_kv::{BlockId, ChecksumState, ForeignMemory, ForeignMemoryError, KvLayout};
 use baton_proto::node::v1 as pb;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::{
@@ -19,8 +19,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Directory, copy};
+use super::Directory;
 use crate::limits;
+
+/// What a probe copies before it sums it, as pieces are.
+const PART_BYTES: usize = 64 << 10;
 
 /// Why an offered pool cannot be used. Nothing was changed; the pair can go on over gRPC.
 #[derive(Debug, thiserror::Error)]
@@ -96,18 +99,22 @@ impl Mapping {
         })
     }
 
+    /// Whether `block` is one of the pool's.
+    pub(crate) fn holds(&self, block: BlockId) -> bool {
+        (block.0 as usize) < self.blocks
+    }
+
     /// A whole block's piece; `None` outside of the pool.
     ///
     /// # Safety
     /// The peer may write it at any time: it may only be copied, and whatever depends on it is decided by the copy.
-    pub unsafe fn piece(&self, layer: usize, block: BlockId) -> Option<&[u8]> {
-        let block = block.0 as usize;
-        if layer >= self.layout.layers || block >= self.blocks {
+    pub(super) unsafe fn piece(&self, layer: usize, block: BlockId) -> Option<&[u8]> {
+        if layer >= self.layout.layers || !self.holds(block) {
             return None;
         }
         let len = self.layout.layer_block_bytes();
         // SAFETY: the caller only copies.
-        unsafe { self.memory.bytes((layer * self.blocks + block) * len, len) }
+        unsafe { self.memory.bytes((layer * self.blocks + block.0 as usize) * len, len) }
     }
 
     /// Bytes per second at which a thread copies from it into memory of its own and sums the copy, measured now. For a thread that may block: takes
@@ -119,7 +126,12 @@ impl Mapping {
             // SAFETY: copied.
             let from = unsafe { self.memory.bytes(0, bytes) }.expect("within the file");
             let started = Instant::now();
-            std::hint::black_box(copy::copy_and_sum(from, &mut copied));
+            let mut sum = ChecksumState::default();
+            for (from, to) in from.chunks(PART_BYTES).zip(copied.chunks_mut(PART_BYTES)) {
+                to.copy_from_slice(from);
+                sum.update(to);
+            }
+            std::hint::black_box(sum.finish());
             started.elapsed().as_secs_f64()
         };
         // The first pass takes the pages.

@@ -4,10 +4,11 @@ use std::{
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use baton_kv::{BlockId, Epoch, KvLayout, KvMemory, KvMemoryError, MemoryFile, SharedPool};
+use baton_kv::{BlockId, Epoch, KvMemory, MemoryFile};
 use baton_proto::node::v1 as pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,53 +18,32 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use crate::{Capability, limits, testing::LAYOUT};
+use crate::{
+    Capability, limits,
+    testing::{LAYOUT, TestMemory},
+};
 
 const OWNER: Epoch = Epoch(21);
 const BLOCKS: usize = 5;
 const TOKEN: [u8; 32] = [9; 32];
 const SOON: Duration = Duration::from_secs(20);
 
-/// A pool in a file of memory whose every byte depends on its place.
-struct Shared(MemoryFile);
-
-impl Shared {
-    fn new() -> Self {
-        let file = MemoryFile::create(BLOCKS * LAYOUT.block_bytes()).unwrap();
-        for at in 0..BLOCKS * LAYOUT.block_bytes() {
-            // SAFETY: within the file's own map.
-            #[allow(unsafe_code)]
-            unsafe {
-                *file.as_ptr().add(at) = byte(at);
-            }
-        }
-        Self(file)
+/// A pool whose every byte depends on its place.
+fn shared() -> Arc<TestMemory> {
+    let memory = TestMemory::new(LAYOUT, BLOCKS);
+    let len = LAYOUT.layer_block_bytes();
+    for place in 0..LAYOUT.layers * BLOCKS {
+        let piece: Vec<u8> = (place * len..(place + 1) * len).map(byte).collect();
+        let block = BlockId((place % BLOCKS) as u32);
+        memory
+            .write(place / BLOCKS, block, LAYOUT.block_tokens, &piece)
+            .unwrap();
     }
+    memory
 }
 
 fn byte(at: usize) -> u8 {
     (at * 31 % 253) as u8
-}
-
-impl KvMemory for Shared {
-    fn layout(&self) -> &KvLayout {
-        &LAYOUT
-    }
-    fn blocks(&self) -> usize {
-        BLOCKS
-    }
-    fn read(&self, _: usize, _: BlockId, _: usize, _: &mut [u8]) -> Result<(), KvMemoryError> {
-        Err(KvMemoryError::OutOfRange)
-    }
-    fn write(&self, _: usize, _: BlockId, _: usize, _: &[u8]) -> Result<(), KvMemoryError> {
-        Err(KvMemoryError::OutOfRange)
-    }
-    fn shared(&self) -> Option<SharedPool<'_>> {
-        Some(SharedPool {
-            file: self.0.file(),
-            blocks: BLOCKS,
-        })
-    }
 }
 
 /// What both ends of one host have.
@@ -87,8 +67,8 @@ impl Host {
 
     fn offer(&self, owner: Epoch) -> pb::SharedPool {
         let token = Capability::new(TOKEN);
-        let (memory, tasks) = (Shared::new(), &self.tasks);
-        Offer::open(&self.directory, owner, token, &memory, tasks, self.shutdown.clone())
+        let (memory, tasks) = (shared(), &self.tasks);
+        Offer::open(&self.directory, owner, token, &*memory, tasks, self.shutdown.clone())
             .unwrap()
             .to_proto()
     }
@@ -269,7 +249,7 @@ async fn answers(files: Vec<std::os::fd::OwnedFd>, byte: &[u8]) -> &'static str 
 
 #[tokio::test]
 async fn peers_that_hand_over_something_else_are_refused() {
-    let good = || MemoryFile::reader(Shared::new().0.file()).unwrap();
+    let good = || MemoryFile::reader(shared().shared().unwrap().file).unwrap();
     assert_eq!(answers(vec![], b"").await, "SHM_REFUSED");
     assert_eq!(answers(vec![], b"x").await, "SHM_REFUSED");
     assert_eq!(answers(vec![good(), good()], b"").await, "SHM_REFUSED");

@@ -46,7 +46,7 @@ fn run(ticket: &Ticket, slot: usize) -> pb::PieceRun {
 }
 
 /// All of some slots, in one frame.
-fn pieces(ticket: &Ticket, slots: Range<usize>) -> pb::Pieces {
+pub(super) fn pieces(ticket: &Ticket, slots: Range<usize>) -> pb::Pieces {
     pb::Pieces {
         runs: slots.clone().map(|slot| run(ticket, slot)).collect(),
         data: slots.flat_map(|slot| kv_of(&LAYOUT, &PROMPT, slot)).collect(),
@@ -84,7 +84,7 @@ async fn send(node: &Node, frames: Vec<Frame>) -> Result<Vec<Reply>, Status> {
 }
 
 /// A stream, frame by frame.
-struct Live {
+pub(super) struct Live {
     frames: mpsc::Sender<pb::PushFrame>,
     replies: Streaming<pb::PushReply>,
 }
@@ -92,12 +92,19 @@ struct Live {
 impl Live {
     /// Opened, and accepted.
     async fn open(node: &Node, ticket: &Ticket) -> Self {
+        Self::open_over(node, ticket, Transport::Grpc).await
+    }
+
+    pub(super) async fn open_over(node: &Node, ticket: &Ticket, transport: Transport) -> Self {
         let (frames, outgoing) = mpsc::channel(8);
         let channel = Endpoint::from_shared(format!("http://{}", node.address))
             .unwrap()
             .connect_lazy();
         let push = async move { HandoffClient::new(channel).push(ReceiverStream::new(outgoing)).await };
-        let first = Frame::Open(open(ticket));
+        let first = Frame::Open(pb::PushOpen {
+            transport: transport.name().to_owned(),
+            ..open(ticket)
+        });
         frames.send(pb::PushFrame { frame: Some(first) }).await.unwrap();
         let replies = within(push).await.unwrap().into_inner();
         let mut live = Self { frames, replies };
@@ -105,11 +112,11 @@ impl Live {
         live
     }
 
-    async fn send(&self, frame: Frame) {
+    pub(super) async fn send(&self, frame: Frame) {
         self.frames.send(pb::PushFrame { frame: Some(frame) }).await.unwrap();
     }
 
-    async fn next(&mut self) -> Reply {
+    pub(super) async fn next(&mut self) -> Reply {
         let reply = within(self.replies.message()).await.unwrap();
         reply.and_then(|reply| reply.reply).expect("a reply")
     }
@@ -231,7 +238,7 @@ async fn a_stream_takes_the_frames_of_its_version_only() {
     check(|ticket| vec![Frame::Open(open_as(ticket, 0))], Reject::ProtocolMismatch).await;
     check(|ticket| vec![Frame::Open(open_as(ticket, 3))], Reject::ProtocolMismatch).await;
     // Nobody here offered a pool.
-    for transport in ["shm", "pigeon"] {
+    for (transport, expected) in [("shm", Reject::PoolNotMapped), ("pigeon", Reject::Malformed)] {
         check(
             |ticket| {
                 vec![Frame::Open(pb::PushOpen {
@@ -239,7 +246,7 @@ async fn a_stream_takes_the_frames_of_its_version_only() {
                     ..open(ticket)
                 })]
             },
-            Reject::Malformed,
+            expected,
         )
         .await;
     }

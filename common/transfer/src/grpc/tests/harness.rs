@@ -18,7 +18,7 @@ use tokio_util::{
 use tonic::metadata::MetadataMap;
 
 use super::*;
-use crate::{Receiver, ReceiverAction, ReceiverConfig, testing};
+use crate::{Receiver, ReceiverAction, ReceiverConfig, shm, testing};
 
 /// Nothing here takes long; a test that hangs fails.
 pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -135,6 +135,10 @@ pub(super) struct Node {
     pub(super) memory: Arc<Flaky>,
     pub(super) address: SocketAddr,
     pub(super) shutdown: CancellationToken,
+    tasks: TaskTracker,
+    /// Where it meets prefill nodes of its host, and their pools.
+    directory: (tempfile::TempDir, shm::Directory),
+    pub(super) mappings: shm::Mappings,
     _server: DropGuard,
 }
 
@@ -168,16 +172,24 @@ impl Node {
             acted: Notify::new(),
         });
         let (tasks, shutdown, server) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
-        let service = HandoffService::new(port.clone(), fences, tasks.clone(), shutdown.clone()).into_server();
+        let base = tempfile::tempdir().unwrap();
+        let directory = shm::Directory::open(Some(base.path())).unwrap();
+        let mappings = shm::Mappings::new(tasks.clone(), shutdown.clone());
+        let service = HandoffService::new(port.clone(), fences, tasks.clone(), shutdown.clone())
+            .with_mappings(mappings.clone())
+            .into_server();
         let serve = configure_server(Server::builder())
             .add_service(service)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), server.clone().cancelled_owned());
-        tasks.spawn(async move { serve.await.unwrap() });
+        tasks.clone().spawn(async move { serve.await.unwrap() });
         Self {
             port,
             memory,
             address,
             shutdown,
+            tasks,
+            directory: (base, directory),
+            mappings,
             _server: server.drop_guard(),
         }
     }
@@ -278,10 +290,15 @@ impl Node {
     }
 }
 
+/// The prefill node's life.
+pub(super) const EPOCH: Epoch = Epoch(5);
+
 /// A prefill node.
 pub(super) struct Source {
-    memory: Arc<TestMemory>,
+    pub(super) memory: Arc<TestMemory>,
     pusher: Pusher,
+    /// Cancelled when it dies, as far as its pool is concerned.
+    pub(super) gone: CancellationToken,
 }
 
 impl Source {
@@ -289,14 +306,30 @@ impl Source {
         let memory = TestMemory::new(layout, blocks);
         let config = PusherConfig {
             node: NodeId("prefill-0".into()),
-            epoch: Epoch(5),
+            epoch: EPOCH,
             identity: IDENTITY,
             protocol_max: baton_proto::PROTOCOL_MAX,
         };
         Self {
             pusher: Pusher::new(config, memory.clone()),
             memory,
+            gone: CancellationToken::new(),
         }
+    }
+
+    /// Pushes to `node` over another transport.
+    pub(super) async fn over(mut self, node: &Node, transport: Transport) -> Self {
+        if transport == Transport::Shm {
+            let (token, directory) = (Capability::new([4; 32]), &node.directory.1);
+            let (tasks, shutdown) = (&node.tasks, self.gone.clone());
+            let offer = shm::Offer::open(directory, EPOCH, token, &*self.memory, tasks, shutdown).unwrap();
+            let mapping = shm::Mapping::fetch(directory, &offer.to_proto(), self.memory.layout())
+                .await
+                .unwrap();
+            node.mappings.insert(EPOCH, mapping);
+            self.pusher = self.pusher.with_transport(transport);
+        }
+        self
     }
 
     /// All pushes together read no more than `read_ahead` ahead.
