@@ -200,6 +200,11 @@ pub struct WritePermit {
 }
 
 impl WritePermit {
+    /// Whose.
+    pub fn handoff(&self) -> HandoffId {
+        self.handoff
+    }
+
     /// What to copy; never empty.
     pub fn writes(&self) -> &[PieceWrite] {
         &self.writes
