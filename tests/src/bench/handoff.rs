@@ -21,9 +21,9 @@ pub mod runs;
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Role {
     /// A decode node's end.
-    Receive(payload::Payload),
+    Receive(ours::Setup),
     /// A prefill node's end.
-    Push(payload::Payload, ours::Way),
+    Push(ours::Setup),
     /// Takes bytes from sockets.
     TcpSink,
     /// Sends bytes through so many sockets.
@@ -37,8 +37,8 @@ pub enum Role {
 /// Is one end until nobody asks any more. For the benchmark's binary, when it was started as one.
 pub fn play() -> anyhow::Result<()> {
     match end::read()?.ok_or_else(|| anyhow::anyhow!("no role was given"))? {
-        Role::Receive(payload) => receiving::play(payload),
-        Role::Push(payload, way) => pushing::play(payload, way),
+        Role::Receive(setup) => receiving::play(setup),
+        Role::Push(setup) => pushing::play(setup),
         Role::TcpSink => raw_tcp::sink(),
         Role::TcpSource(streams) => raw_tcp::source(streams),
         Role::GrpcSink => plain_grpc::sink(),

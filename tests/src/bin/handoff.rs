@@ -10,7 +10,6 @@ use baton_tests::bench::{
     handoff::{
         end,
         first_token::Clusters,
-        libraries::Over,
         limits::Limits,
         ours::{Ours, Way},
         payload::Payload,
@@ -22,19 +21,20 @@ use baton_tests::bench::{
 };
 
 /// Block sizes of the sweep, KiB, and their metrics.
-const SWEEP: [(usize, &str); 6] = [
-    (4, "grpc_4k_gbps"),
-    (16, "grpc_16k_gbps"),
-    (64, "grpc_64k_gbps"),
-    (256, "grpc_256k_gbps"),
-    (1_024, "grpc_1m_gbps"),
-    (4_096, "grpc_4m_gbps"),
+const SWEEP: [(usize, &str, &str); 6] = [
+    (4, "grpc_4k_gbps", "shm_4k_gbps"),
+    (16, "grpc_16k_gbps", "shm_16k_gbps"),
+    (64, "grpc_64k_gbps", "shm_64k_gbps"),
+    (256, "grpc_256k_gbps", "shm_256k_gbps"),
+    (1_024, "grpc_1m_gbps", "shm_1m_gbps"),
+    (4_096, "grpc_4m_gbps", "shm_4m_gbps"),
 ];
 /// The block size of whatever is measured at one size, KiB.
 const BLOCK_KIB: usize = 256;
 /// Targets: both ends' CPU seconds for a GB, at most; checked against unchecked, at least; of a transfer hidden behind the computation, at least.
 const CPU_TARGET: f64 = 0.42;
 const VERIFIED_GRPC_TARGET: f64 = 0.88;
+const VERIFIED_SHM_TARGET: f64 = 0.75;
 const HIDDEN_TARGET: f64 = 0.75;
 
 /// How much is measured.
@@ -96,26 +96,32 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every block size.
+/// Every block size, every way.
 fn sweep(scale: &Scale, limits: &Limits, peers: &Peers) -> anyhow::Result<Vec<Figure>> {
     let program = std::env::current_exe()?;
     let mut figures = Vec::new();
-    for (block_kib, metric) in SWEEP {
-        let mut ours = Ours::start(&program, Payload::paged(block_kib << 10, scale.bytes), Way::Grpc)?;
-        let runs = Runs::measure(scale.repeats, || ours.run())?;
-        runs.show(&format!("gRPC, {block_kib} KiB"));
-        let peer = peers.best(Over::Tcp, block_kib);
-        figures.push(Figure::rate(metric, "GB/s", runs.rate(), peer, Some(limits.tcp)));
-        if let (BLOCK_KIB, Some(cpu)) = (block_kib, runs.cpu()) {
-            let peer = peers.plain_cpu();
-            figures.push(Figure::cost("grpc_cpu_s_per_gb", "s/GB", cpu, peer, Some(CPU_TARGET)));
+    for (block_kib, grpc, shm) in SWEEP {
+        for way in Way::ALL {
+            let (metric, limit) = match way {
+                Way::Grpc => (grpc, limits.tcp),
+                Way::Shm => (shm, limits.copy),
+            };
+            let mut ours = Ours::start(&program, Payload::paged(block_kib << 10, scale.bytes), way)?;
+            let runs = Runs::measure(scale.repeats, || ours.run())?;
+            runs.show(&format!("{}, {block_kib} KiB", way.name()));
+            let peer = peers.best(way.over(), block_kib);
+            figures.push(Figure::rate(metric, "GB/s", runs.rate(), peer, Some(limit)));
+            if let (Way::Grpc, BLOCK_KIB, Some(cpu)) = (way, block_kib, runs.cpu()) {
+                let peer = peers.plain_cpu();
+                figures.push(Figure::cost("grpc_cpu_s_per_gb", "s/GB", cpu, peer, Some(CPU_TARGET)));
+            }
         }
     }
     Ok(figures)
 }
 
 /// Checked against unchecked, in turns. Nothing without the binary that checks nothing.
-fn verified(scale: &Scale) -> anyhow::Result<Option<Figure>> {
+fn verified(scale: &Scale) -> anyhow::Result<Vec<Figure>> {
     let checked = std::env::current_exe()?;
     let unchecked = checked.with_file_name("handoff-unchecked");
     if !unchecked.is_file() {
@@ -123,25 +129,32 @@ fn verified(scale: &Scale) -> anyhow::Result<Option<Figure>> {
             "  {} is missing: checked against unchecked is left out",
             unchecked.display()
         );
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let payload = Payload::paged(BLOCK_KIB << 10, scale.bytes);
-    let mut ends = [
-        Ours::start(&checked, payload, Way::Grpc)?,
-        Ours::start(&unchecked, payload, Way::Grpc)?,
-    ];
-    let mut runs = [Runs::default(), Runs::default()];
-    for _ in 0..scale.repeats {
-        for (ours, runs) in ends.iter_mut().zip(&mut runs) {
-            runs.add(ours.run()?);
+    let mut figures = Vec::new();
+    for way in Way::ALL {
+        let mut ends = [
+            Ours::start(&checked, payload, way)?,
+            Ours::start(&unchecked, payload, way)?,
+        ];
+        let mut runs = [Runs::default(), Runs::default()];
+        for _ in 0..scale.repeats {
+            for (ours, runs) in ends.iter_mut().zip(&mut runs) {
+                runs.add(ours.run()?);
+            }
         }
+        let [checked, unchecked] = runs;
+        checked.show(&format!("{}, {BLOCK_KIB} KiB, beside the next", way.name()));
+        unchecked.show(&format!("{}, {BLOCK_KIB} KiB, unchecked", way.name()));
+        let (metric, target) = match way {
+            Way::Grpc => ("verified_ratio_grpc", VERIFIED_GRPC_TARGET),
+            Way::Shm => ("verified_ratio_shm", VERIFIED_SHM_TARGET),
+        };
+        let ratio = checked.rate() / unchecked.rate();
+        figures.push(Figure::rate(metric, "×", ratio, None, Some(target)));
     }
-    let [checked, unchecked] = runs;
-    checked.show(&format!("gRPC, {BLOCK_KIB} KiB, beside the next"));
-    unchecked.show(&format!("gRPC, {BLOCK_KIB} KiB, unchecked"));
-    let ratio = checked.rate() / unchecked.rate();
-    let target = Some(VERIFIED_GRPC_TARGET);
-    Ok(Some(Figure::rate("verified_ratio_grpc", "×", ratio, None, target)))
+    Ok(figures)
 }
 
 /// How much of a transfer the computation of the same prompt hides, and what two nodes use that do nothing.

@@ -1,14 +1,50 @@
 //! Both ends of the product's handoff.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Role, end::End, payload::Payload, pushing, receiving, runs::Run};
+use tempfile::TempDir;
+
+use super::{Role, end::End, libraries::Over, payload::Payload, pushing, receiving, runs::Run};
 
 /// How the KV travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Way {
     /// gRPC, in the clear.
     Grpc,
+    /// The receiver copies from the sender's pool.
+    Shm,
+}
+
+impl Way {
+    /// All.
+    pub const ALL: [Self; 2] = [Self::Grpc, Self::Shm];
+
+    /// As tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "gRPC",
+            Self::Shm => "shm",
+        }
+    }
+
+    /// What others have to move bytes by, to be compared.
+    pub fn over(self) -> Over {
+        match self {
+            Self::Grpc => Over::Tcp,
+            Self::Shm => Over::Shm,
+        }
+    }
+}
+
+/// What both ends are told.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Setup {
+    /// What travels.
+    pub payload: Payload,
+    /// How.
+    pub way: Way,
+    /// Where they may meet.
+    pub directory: PathBuf,
 }
 
 /// Two processes with real pools, connected; the payload lies in the sender's.
@@ -17,18 +53,29 @@ pub struct Ours {
     receiver: End,
     sender: End,
     requests: u64,
+    _directory: TempDir,
 }
 
 impl Ours {
     /// Starts both ends from `program`, and pushes once: every byte is compared where it then lies.
     pub fn start(program: &Path, payload: Payload, way: Way) -> anyhow::Result<Self> {
-        let (receiver, ()) = End::start(program, &Role::Receive(payload))?;
-        let (sender, ()) = End::start(program, &Role::Push(payload, way))?;
+        let directory = tempfile::tempdir()?;
+        let setup = Setup {
+            payload,
+            way,
+            directory: directory.path().to_owned(),
+        };
+        let (mut receiver, ()) = End::start(program, &Role::Receive(setup.clone()))?;
+        let (sender, offer): (_, Option<Vec<u8>>) = End::start(program, &Role::Push(setup))?;
+        if let Some(offer) = offer {
+            let () = receiver.ask(&receiving::Asked::Map { offer })?;
+        }
         let mut ours = Self {
             payload,
             receiver,
             sender,
             requests: 0,
+            _directory: directory,
         };
         ours.push(true)?;
         Ok(ours)

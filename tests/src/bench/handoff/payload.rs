@@ -1,9 +1,11 @@
 //! What travels: paged KV of a known pattern.
 
-use baton_kv::{BlockId, KvDtype, KvIdentity, KvLayout, KvMemory, TokenId};
+use baton_kv::{BlockId, Epoch, KvDtype, KvIdentity, KvLayout, KvMemory, TokenId};
 
 /// Both ends' identity.
 pub const IDENTITY: KvIdentity = KvIdentity([7; 32]);
+/// The sender's life.
+pub const SENDER_EPOCH: Epoch = Epoch(2);
 /// Tokens are below it.
 pub const VOCABULARY: usize = 50_000;
 

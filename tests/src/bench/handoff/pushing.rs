@@ -3,19 +3,21 @@
 use std::{sync::Arc, time::Instant};
 
 use baton_engine::cpu::CpuKvMemory;
-use baton_kv::{BlockId, Epoch, NodeId};
+use baton_kv::{BlockId, NodeId};
 use baton_proto::node::v1 as pb;
 use baton_transfer::{
-    FirstToken, Ticket,
+    Capability, FirstToken, Ticket, Transport,
     grpc::{PushJob, Pusher, PusherConfig, push_feed},
+    shm::{Directory, Offer},
 };
 use prost::Message;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::metadata::MetadataMap;
 
 use super::{
     end,
-    ours::Way,
-    payload::{IDENTITY, Payload},
+    ours::{Setup, Way},
+    payload::{IDENTITY, Payload, SENDER_EPOCH},
     receiving::ROOT,
 };
 
@@ -41,26 +43,51 @@ struct Source {
     pusher: Pusher,
 }
 
-pub(super) fn play(payload: Payload, way: Way) -> anyhow::Result<()> {
+pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
+    let Setup {
+        payload,
+        way,
+        directory,
+    } = setup;
     let runtime = end::runtime()?;
-    let memory = Arc::new(CpuKvMemory::new(payload.layout(), payload.all_blocks(), false)?);
+    let memory = Arc::new(CpuKvMemory::new(
+        payload.layout(),
+        payload.all_blocks(),
+        way == Way::Shm,
+    )?);
     let places = payload.places();
     payload.fill(&*memory, &places)?;
     let config = PusherConfig {
         node: NodeId("prefill-0".to_owned()),
-        epoch: Epoch(2),
+        epoch: SENDER_EPOCH,
         identity: IDENTITY,
         protocol_max: baton_proto::PROTOCOL_MAX,
     };
-    let pusher = match way {
-        Way::Grpc => Pusher::new(config, memory),
+    let pusher = Pusher::new(config, memory.clone());
+    let (pusher, offer) = match way {
+        Way::Grpc => (pusher, None),
+        Way::Shm => {
+            let _entered = runtime.enter();
+            let offer = Offer::open(
+                &Directory::open(Some(&directory))?,
+                SENDER_EPOCH,
+                Capability::new([9; 32]),
+                &*memory,
+                &TaskTracker::new(),
+                CancellationToken::new(),
+            )?;
+            (
+                pusher.with_transport(Transport::Shm),
+                Some(offer.to_proto().encode_to_vec()),
+            )
+        }
     };
     let source = Source {
         payload,
         places,
         pusher,
     };
-    end::serve((), |asked: Asked| source.push(&runtime, asked))
+    end::serve(offer, |asked: Asked| source.push(&runtime, asked))
 }
 
 impl Source {

@@ -7,10 +7,12 @@ use std::{
 
 use baton_engine::cpu::CpuKvMemory;
 use baton_kv::{Attempt, BlockId, BlockName, Epoch, HandoffId, KvMemory, NodeId, Pool, RequestId, Time};
+use baton_proto::node::v1 as pb;
 use baton_transfer::{
     Capability, Receiver, ReceiverAction, ReceiverConfig, Reserve,
     grpc::{Fences, HandoffService, ReceiverPort, configure_server},
     limits,
+    shm::{Directory, Mapping, Mappings},
 };
 use prost::Message;
 use tokio::net::TcpListener;
@@ -20,7 +22,8 @@ use tonic::transport::Server;
 
 use super::{
     end,
-    payload::{IDENTITY, Payload, VOCABULARY},
+    ours::Setup,
+    payload::{IDENTITY, Payload, SENDER_EPOCH, VOCABULARY},
 };
 
 /// Parent of every prompt's first block.
@@ -33,6 +36,8 @@ const LEASE_MS: u64 = 60_000;
 pub(super) enum Asked {
     /// One reservation a prompt, of requests `first..`: their tickets.
     Reserve { first: u64 },
+    /// Maps the pool that the sender offers.
+    Map { offer: Vec<u8> },
     /// CPU seconds so far.
     Cpu,
     /// Compares every byte, if asked to, and ends the sequences.
@@ -101,7 +106,8 @@ fn fragmented(payload: &Payload) -> anyhow::Result<Pool> {
     Ok(pool)
 }
 
-pub(super) fn play(payload: Payload) -> anyhow::Result<()> {
+pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
+    let payload = setup.payload;
     let runtime = end::runtime()?;
     let layout = payload.layout();
     let pool = fragmented(&payload)?;
@@ -130,15 +136,26 @@ pub(super) fn play(payload: Payload) -> anyhow::Result<()> {
         fences: fences.clone(),
         started: Instant::now(),
     });
-    let service = HandoffService::new(port.clone(), fences, TaskTracker::new(), CancellationToken::new());
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let directory = Directory::open(Some(&setup.directory))?;
+    let mappings = Mappings::new(tasks.clone(), shutdown.clone());
+    let service = HandoffService::new(port.clone(), fences, tasks, shutdown).with_mappings(mappings.clone());
     let server = configure_server(Server::builder())
         .add_service(service.into_server())
         .serve_with_incoming(TcpListenerStream::new(listener));
+    let handle = runtime.handle().clone();
     let serving = std::thread::spawn(move || runtime.block_on(server));
     end::serve((), |asked| {
         anyhow::ensure!(!serving.is_finished(), "the server has ended");
         Ok(match asked {
             Asked::Cpu => Answer::Cpu(end::cpu_s()),
+            Asked::Map { offer } => {
+                let offer = pb::SharedPool::decode(offer.as_slice())?;
+                let mapping = handle.block_on(Mapping::fetch(&directory, &offer, &layout))?;
+                let _entered = handle.enter();
+                mappings.insert(SENDER_EPOCH, mapping);
+                Answer::Done(())
+            }
             Asked::Reserve { first } => Answer::Tickets(
                 (first..first + payload.prompts as u64)
                     .map(|request| port.reserve(&payload, request))
