@@ -90,15 +90,37 @@ impl Checksum {
         Ok(state.finish())
     }
 
-    /// The checksum of this one's bytes followed by `next_bytes` bytes whose checksum is `next`.
+    /// The checksum of this one's bytes followed by `next_bytes` bytes whose checksum is `next`: a CRC is a remainder, so that the first is multiplied by x to the
+    /// number of bits that follow.
     #[must_use]
     pub fn then(self, next: Self, next_bytes: usize) -> Self {
-        if !CHECKED {
-            return self;
-        }
-        let algorithm = crc_fast::CrcAlgorithm::Crc64Nvme;
-        Self(crc_fast::checksum_combine(algorithm, self.0, next.0, next_bytes as u64))
+        Self(product(self.0, power(8 * next_bytes as u64)) ^ next.0)
     }
+}
+
+/// crc64-nvme's polynomial without its leading term; bit 63 is x⁰, as in the checksums.
+const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
+
+/// a · b modulo the polynomial.
+fn product(a: u64, mut b: u64) -> u64 {
+    (0..u64::BITS).rev().fold(0, |sum, bit| {
+        let term = if a >> bit & 1 == 1 { b } else { 0 };
+        b = (b >> 1) ^ if b & 1 == 1 { POLYNOMIAL } else { 0 };
+        sum ^ term
+    })
+}
+
+/// x to the `exponent` modulo the polynomial.
+fn power(mut exponent: u64) -> u64 {
+    let (mut result, mut square) = (1 << 63, 1 << 62);
+    while exponent > 0 {
+        if exponent & 1 == 1 {
+            result = product(result, square);
+        }
+        square = product(square, square);
+        exponent >>= 1;
+    }
+    result
 }
 
 #[cfg(test)]
