@@ -210,6 +210,7 @@ impl Front {
             closing_ms: limits::CLOSING_MS,
             replace_ms: limits::REPLACE_MS,
             max_attempts: limits::ATTEMPTS,
+            max_losses: limits::LOSSES,
             vocabulary: self.inner.text.model().tokenizer.vocabulary_len(),
         };
         // A further choice waits for the first, and its answer is under way by then: it has the time that the request has.

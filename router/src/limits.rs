@@ -54,11 +54,14 @@ pub(crate) const RESERVE_MS: u64 = 5_000;
 /// After the last token, for the prefill node to say how it went; and, when one leg failed, for the other to say whether it was lost.
 pub(crate) const CLOSING_MS: u64 = 500;
 
-/// After a node was lost before it began, for another to take its place: a stream that blinked is back within it, and a client hears of the loss soon.
+/// After a node was lost or failed before a token had left, for another to take its place: a stream that blinked is back within it, and a client hears of it soon.
 pub(crate) const REPLACE_MS: u64 = 3_000;
 
-/// Dispatches of one request: a node that refuses had no room although it reported some, which is rare.
+/// Dispatches of one request. A node that refuses had no room although it reported some, which is rare; one that fails is avoided next time.
 pub(crate) const ATTEMPTS: u32 = 4;
+
+/// Nodes that are lost with one request begun on them, until it is taken for the cause: the second may be chance.
+pub(crate) const LOSSES: u32 = 2;
 
 /// How often a node is asked whether it lives, and how long its answer may take: one that dies without a word is noticed within twice this. Shorter than between
 /// other processes, since a client waits.

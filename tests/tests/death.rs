@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use baton_proto::v1::generate_event::Event;
-use baton_tests::{Cluster, ClusterOptions, Role, client};
+use baton_tests::{Cluster, ClusterOptions, Role, client, leak::total};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -79,6 +79,57 @@ async fn decode_killed_while_the_prompt_is_computed() {
     harmed(Role::Decode, 3_000, 1, "KILL").await;
 }
 
+/// The ids, and how many dispatches it took.
+async fn rest_of(stream: &mut tonic::Streaming<baton_proto::v1::GenerateEvent>) -> (Vec<u32>, u32) {
+    let (mut ids, mut attempts) = (Vec::new(), 0);
+    while let Some(event) = client::next(stream).await.expect("another takes its place") {
+        match event.event {
+            Some(Event::Delta(delta)) => ids.extend(delta.ids),
+            Some(Event::Finished(finished)) => attempts = finished.served.expect("it says who served it").attempts,
+            _ => {}
+        }
+    }
+    (ids, attempts)
+}
+
+/// The decode node that has reserved blocks dies.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_decode_node_takes_over_before_the_first_token() {
+    let prompt: Vec<u32> = (0..3_000).map(|token| 300 + token * 11 % 4_000).collect();
+    let mut cluster = Cluster::start(ClusterOptions {
+        decode: 2,
+        ..ClusterOptions::default()
+    });
+    cluster.allow("a node was lost");
+    let mut api = client::connect(&cluster).await;
+    let mut answers = Vec::new();
+    for kill in [true, false] {
+        let mut stream = api
+            .generate(client::greedy(&prompt, 5))
+            .await
+            .expect("a stream")
+            .into_inner();
+        client::next(&mut stream).await.expect("no error").expect("an event");
+        if kill {
+            let asked = Instant::now();
+            let at_work = loop {
+                let holds =
+                    |index: &usize| total(&cluster.node(Role::Decode, *index).metrics(), "baton_handoffs") > 0.0;
+                if let Some(index) = (0..2).find(holds) {
+                    break index;
+                }
+                assert!(asked.elapsed() < NOTICED, "no decode node has reserved blocks");
+            };
+            cluster.node(Role::Decode, at_work).kill();
+        }
+        let (ids, attempts) = rest_of(&mut stream).await;
+        assert_eq!(attempts, 1 + u32::from(kill));
+        answers.push(ids);
+    }
+    assert!(answers[0].len() == 5 && answers[0] == answers[1], "{answers:?}");
+    cluster.assert_idle(LEASE);
+}
+
 /// One prefill node of two dies, or both: then the decode node runs the prompt itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn prefill_killed_while_the_prompt_is_computed() {
@@ -100,12 +151,9 @@ async fn prefill_killed_while_the_prompt_is_computed() {
         for &index in kill {
             cluster.node(Role::Prefill, index).kill();
         }
-        let mut ids = Vec::new();
-        while let Some(event) = client::next(&mut stream).await.expect("another takes its place") {
-            if let Some(Event::Delta(delta)) = event.event {
-                ids.extend(delta.ids);
-            }
-        }
+        let (ids, attempts) = rest_of(&mut stream).await;
+        // With one left there is no doubt which of them was at work.
+        assert!(attempts == 2 || kill != [1], "{attempts} attempts");
         answers.push(ids);
     }
     assert!(

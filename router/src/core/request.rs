@@ -35,6 +35,8 @@ pub struct LifeConfig {
     pub replace_ms: u64,
     /// Dispatches of one request.
     pub max_attempts: u32,
+    /// Nodes that may be lost with this request begun on them, the last included.
+    pub max_losses: u32,
     /// Ids are below it.
     pub vocabulary: usize,
 }
@@ -78,6 +80,8 @@ pub struct Life {
     deadline: Time,
     max_new_tokens: u32,
     attempt: u32,
+    /// Nodes that were lost with it.
+    losses: u32,
     placement: Option<Placement>,
     decode_open: bool,
     prefill_open: bool,
@@ -102,6 +106,7 @@ impl Life {
             deadline,
             max_new_tokens,
             attempt: 0,
+            losses: 0,
             placement: None,
             decode_open: false,
             prefill_open: false,
@@ -414,6 +419,10 @@ impl Life {
             LegError::Refused if self.next == 0 && self.attempt < self.config.max_attempts => {
                 self.requeue(member, None, now, actions)
             }
+            LegError::Refused if self.failed.is_some() => {
+                let error = self.failed.take().expect("checked just now");
+                self.fail(error, actions)
+            }
             // It stops in the middle of the answer.
             LegError::Refused if self.next > 0 => self.fail(GenerateError::NodeLost { node }, actions),
             LegError::SlowReader => self.fail(GenerateError::SlowReader, actions),
@@ -426,19 +435,14 @@ impl Life {
                 message,
                 retryable,
             } => {
+                let at_fault = self.place(self.at_fault(leg, &code)).map(|place| place.member);
                 let error = GenerateError::NodeFailed {
                     node,
                     code,
                     message,
                     retryable,
                 };
-                // A decode node that waits for KV fails by its sender, as a rule.
-                let at_fault = if self.prefill_open {
-                    self.place(Leg::Prefill)
-                } else {
-                    self.place(leg)
-                };
-                let avoid = at_fault.filter(|_| retryable).map(|place| place.member);
+                let avoid = at_fault.filter(|_| retryable);
                 self.close(leg, actions);
                 if self.decode_open || self.prefill_open {
                     self.renew_at = None;
@@ -451,27 +455,57 @@ impl Life {
         }
     }
 
+    /// Which leg's node another attempt should avoid, when `leg` failed with `code`: one leg may suffer from the other.
+    fn at_fault(&self, leg: Leg, code: &str) -> Leg {
+        let handing_over = self.handoff() && !self.verified;
+        match (leg, code) {
+            (Leg::Decode, "LEASE_ENDED" | "PEER_LOST" | "HANDOFF_REJECTED") if handing_over => Leg::Prefill,
+            (Leg::Prefill, "PEER_UNREACHABLE" | "PEER_LOST") => Leg::Decode,
+            _ => leg,
+        }
+    }
+
     /// This attempt has failed: another without `avoid`, if that may help and nothing has left yet; else the end.
     fn give_up(&mut self, error: GenerateError, avoid: Option<MemberId>, now: Time, actions: &mut Vec<Action>) {
+        let lost = match &error {
+            GenerateError::NodeLost { .. } => self.begun(),
+            GenerateError::NodeFailed { code, .. } => code == "ENGINE_LOST",
+            _ => false,
+        };
+        // What kills its nodes is not let loose on all of them.
+        self.losses += u32::from(lost);
+        let again = self.attempt < self.config.max_attempts && self.losses < self.config.max_losses;
         match avoid {
-            Some(member) if self.next == 0 && self.attempt < self.config.max_attempts => {
+            Some(member) if self.next == 0 && again => {
                 self.requeue(member, Some(error), now, actions);
             }
             _ => self.fail(error, actions),
         }
     }
 
+    /// Whether a node works on it.
+    fn begun(&self) -> bool {
+        !matches!(self.state, State::Queued { .. } | State::Reserving { .. })
+    }
+
     /// Back to the queue; `by` is asked again only once it has reported anew. `failed`: why, if not for want of room.
     fn requeue(&mut self, by: MemberId, failed: Option<GenerateError>, now: Time, actions: &mut Vec<Action>) {
-        self.close(Leg::Decode, actions);
-        self.close(Leg::Prefill, actions);
+        // Admission hears of the credits with the requeueing, so that nobody else is sent to `by` in between.
+        for (open, leg) in [
+            (&mut self.decode_open, Leg::Decode),
+            (&mut self.prefill_open, Leg::Prefill),
+        ] {
+            if std::mem::take(open) {
+                actions.push(Action::Close(leg));
+            }
+        }
         self.renew_at = None;
         self.state = State::Queued { since: now };
         let wait_ms = match failed {
             Some(_) => self.queue_ms.min(self.config.replace_ms),
             None => self.queue_ms,
         };
-        self.failed = failed;
+        self.failed = failed.or(self.failed.take());
         self.queue_deadline = now.after_ms(wait_ms).min(self.deadline);
         actions.push(Action::Requeue { by });
     }

@@ -9,6 +9,7 @@ const CONFIG: LifeConfig = LifeConfig {
     closing_ms: 500,
     replace_ms: 3_000,
     max_attempts: 3,
+    max_losses: 2,
     vocabulary: 100,
 };
 const QUEUE_MS: u64 = 30_000;
@@ -373,6 +374,35 @@ fn what_fails_before_a_token_left_is_dispatched_anew_without_the_node_at_fault()
     check(&[started()], &[prefill(checksum()), decode(checksum())], false, 1);
     check(&[started()], &[decode(failed("LEASE_ENDED"))], true, 1);
     check(&[], &[prefill(checksum())], true, 1);
+    // What fails for its own reasons, or cannot be reached, is at fault itself.
+    check(&[], &[decode(failed("NODE_REFUSED"))], true, 2);
+    check(&[verified()], &[decode(failed("PEER_LOST"))], true, 2);
+    check(&[], &[prefill(failed("PEER_UNREACHABLE"))], true, 2);
+}
+
+#[test]
+fn what_kills_its_nodes_is_stopped() {
+    let ticket = || Event::Ticket { lease_ms: 9_000 };
+    for death in [LegError::Lost, failed("ENGINE_LOST")] {
+        let mut run = Run::new(8);
+        for _ in 0..CONFIG.max_losses {
+            assert_eq!(run.end(), None);
+            run.step(handoff())
+                .step(ticket())
+                .step(Event::PrefillFailed(death.clone()));
+            run.step(Event::DecodeFailed(failed("PEER_LOST")));
+        }
+        assert!(matches!(run.end(), Some(Err("NODE_LOST" | "NODE_FAILED"))), "{death:?}");
+    }
+}
+
+#[test]
+fn a_failure_is_told_though_a_later_attempt_finds_no_room() {
+    let mut run = Run::steps(8, [local(), Event::DecodeFailed(failed("NODE_REFUSED"))]);
+    for _ in 1..CONFIG.max_attempts {
+        run.step(local()).step(Event::DecodeFailed(LegError::Refused));
+    }
+    assert_eq!(run.end(), Some(Err("NODE_FAILED")));
 }
 
 #[test]
