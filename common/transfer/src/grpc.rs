@@ -2,10 +2,14 @@
 
 mod feed;
 mod fences;
+mod incoming;
+mod messages;
+mod outgoing;
 mod peers;
 mod port;
 mod pusher;
 mod read_ahead;
+mod reading;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -14,13 +18,16 @@ pub use feed::{Hold, PushFeed, PushInput, push_feed};
 pub use fences::Fences;
 pub use port::ReceiverPort;
 pub use pusher::{PushError, PushJob, PushReport, Pusher, PusherConfig};
-pub use service::HandoffService;
+pub use service::{HandoffServer, HandoffService};
 
 use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server};
 
 use crate::limits;
+
+/// Where pushes are called.
+const PUSH_PATH: &str = "/baton.node.v1.Handoff/Push";
 
 /// HTTP/2 settings of a server that serves handoffs: windows and frame size of [`limits`].
 pub fn configure_server<L>(server: Server<L>) -> Server<L> {

@@ -22,6 +22,7 @@
 //! encryption (the channel's), and a keyed MAC (checksums catch accidents, not attackers).
 
 mod capability;
+mod chain;
 pub mod grpc;
 pub mod limits;
 mod receiver;
@@ -37,6 +38,7 @@ mod ticket;
 mod wire;
 
 pub use capability::Capability;
+pub use chain::Chain;
 pub use receiver::{
     AbortReason, HandoffState, PieceWrite, PiecesHeader, Receiver, ReceiverAction, ReceiverConfig, Reserve,
     ReserveError, RunHeader, StreamId, Verdict, WritePermit,

@@ -38,6 +38,9 @@ pub const FRAME_RUNS: usize = 1 << 10;
 /// A gRPC message at most: the payload and room for its header (below 48 bytes per run), or a manifest (below 64 bytes per block).
 pub const MESSAGE_BYTES: usize = PIECE_BYTES + (64 << 10);
 
+/// A push's first message at most, before anybody has shown a capability; and a reply: slots to be sent again, 5 bytes each.
+pub const OPEN_BYTES: usize = 256 << 10;
+
 /// HTTP/2 flow-control window of one stream: two pieces in flight, so that the sender does not wait for the receiver's copy, and no more, so that a
 /// heartbeat does not wait long behind them on a slow link.
 pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;

@@ -6,8 +6,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use baton_kv::{BlockId, Checksum, ChecksumState, Generation, HandoffId, NodeId, Owner, Pool, Time, TokenId};
 
+use bytes::Bytes;
+
 use crate::{
-    AbortReason, Capability, Claims, FinalClaims, FrameBytes, HandoffState, PieceSource, PiecesHeader, Receiver,
+    AbortReason, Capability, Chain, Claims, FinalClaims, FrameBytes, HandoffState, PieceSource, PiecesHeader, Receiver,
     ReceiverAction, Reject, RunHeader, RunToSend, Sender, SenderAction, SenderConfig, SenderState, StreamId, Transport,
     Verdict, WritePermit,
     testing::{EPOCH, IDENTITY, LAYOUT, ROOT, TestMemory, config, first_token, kv_of, reserve},
@@ -302,9 +304,10 @@ impl World {
     fn land(&mut self, at: usize) {
         let (push, permit, data) = self.permits.swap_remove(at);
         let mut scratch = Vec::new();
+        let mut source = FrameBytes::new(Chain::from(Bytes::from(data)));
         let mut sum = |write: &crate::PieceWrite| {
             for layer in write.layers() {
-                FrameBytes(&data).copy(write, layer, &*self.memory).unwrap();
+                source.copy(write, layer, &*self.memory).unwrap();
             }
             Checksum::of_layers(
                 &*self.memory,

@@ -1,24 +1,30 @@
 //! The prefill node's end of a push.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, sync::Arc, time::Duration};
 
-use baton_kv::{
-    BlockName, Checksum, ChecksumState, Epoch, KvIdentity, KvLayout, KvMemory, KvMemoryError, NodeId, Time, TokenId,
-};
-use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
-use bytes::Bytes;
+use baton_kv::{BlockName, Epoch, KvIdentity, KvMemory, NodeId, Time, TokenId};
+use baton_proto::node::v1::{self as pb, push_frame::Frame, push_reply::Reply};
 use futures_util::future::BoxFuture;
+use http::header;
+use prost::Message as _;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Status, Streaming, metadata::MetadataMap};
+use tonic::{Code, Status, body::Body, codegen::Service, metadata::MetadataMap, transport::Channel};
 
-use super::{Hold, PushInput, peers::Peers, read_ahead::ReadAhead};
+use super::{
+    Hold, PUSH_PATH, PushInput,
+    messages::Messages,
+    outgoing::{Outgoing, OutgoingBody},
+    peers::Peers,
+    read_ahead::{ReadAhead, Share},
+    reading::{Kept, read_runs, run_bytes, sum_runs},
+    service::GRPC,
+};
 use crate::{
-    PushFailure, Reject, RunToSend, Sender, SenderAction, SenderConfig, SenderState, Ticket, Transport, WireError,
-    limits,
+    Chain, PushFailure, Reject, RunToSend, Sender, SenderAction, SenderConfig, SenderState, Ticket, Transport,
+    WireError, limits,
 };
 
 /// What a pusher knows of its node.
@@ -167,7 +173,6 @@ impl Pusher {
         if let Some(SenderAction::Open(claims)) = sender.next(Time(0), false) {
             outbox.push_back(frame(Frame::Open(claims.to_proto())));
         }
-        let request = Request::from_parts(job.metadata, Default::default(), ReceiverStream::new(outgoing));
         let mut push = Push {
             memory: self.memory.clone(),
             read_ahead: self.read_ahead.clone(),
@@ -182,11 +187,10 @@ impl Pusher {
             busy: Busy::default(),
         };
         push.hand_over_open();
-        let mut client = HandoffClient::new(channel);
-        let open = client.push(request);
+        let open = open(channel, job.metadata, OutgoingBody::request(outgoing));
         let by = Duration::from_millis(limits::OPEN_MS).min(push.until(push.sender.wake_at()));
         let replies = match timeout(by, open).await {
-            Ok(Ok(response)) => response.into_inner(),
+            Ok(Ok(replies)) => replies,
             Ok(Err(status)) if status.code() == Code::Unavailable => {
                 return Err(PushError::Connect {
                     address,
@@ -218,9 +222,9 @@ struct Push {
     sender: Sender,
     /// Zero of the sender's clock.
     started: Instant,
-    frames: mpsc::Sender<pb::PushFrame>,
+    frames: mpsc::Sender<Outgoing>,
     /// Frames that the stream has no room for yet; at most one of KV and a few small ones.
-    outbox: VecDeque<pb::PushFrame>,
+    outbox: VecDeque<Outgoing>,
     reading: Option<Reading>,
     /// Kept to the end: any block may be asked for again.
     holds: Arc<Vec<Hold>>,
@@ -228,21 +232,21 @@ struct Push {
     busy: Busy,
 }
 
-/// Runs that were read: their bytes one after the other, and their checksums.
-type Read = (Vec<RunToSend>, Bytes, Vec<Checksum>);
-
 /// What woke the push.
 enum Event {
-    Reply(Result<Option<pb::PushReply>, Status>),
-    Read(Result<Read, PushError>),
+    Reply(Result<Option<Chain>, Status>),
+    Read((Vec<RunToSend>, Option<Share>)),
     Other,
 }
 
-/// A frame that waits for its share of the node's memory, and is then being read on a thread for blocking work.
-type Reading = BoxFuture<'static, Option<Read>>;
+/// A frame that waits for its share of the node's memory.
+struct Reading {
+    runs: Vec<RunToSend>,
+    share: BoxFuture<'static, Option<Share>>,
+}
 
 impl Push {
-    async fn run(mut self, mut replies: Streaming<pb::PushReply>) -> Result<PushReport, PushError> {
+    async fn run(mut self, mut replies: Messages) -> Result<PushReport, PushError> {
         let open_by = self.started + Duration::from_millis(limits::OPEN_MS);
         loop {
             self.take_progress();
@@ -262,7 +266,7 @@ impl Push {
                 wake = wake.min(open_by);
             }
             let event = tokio::select! {
-                reply = replies.message() => Event::Reply(reply),
+                reply = replies.next() => Event::Reply(reply),
                 permit = self.frames.reserve(), if !self.outbox.is_empty() => {
                     match permit {
                         Ok(permit) => {
@@ -274,15 +278,18 @@ impl Push {
                     }
                     Event::Other
                 }
-                read = read_result(&mut self.reading), if self.reading.is_some() => Event::Read(read),
+                read = share(&mut self.reading), if self.reading.is_some() => Event::Read(read),
                 () = self.input.changed() => Event::Other,
                 () = sleep_until(wake) => Event::Other,
             };
             match event {
-                Event::Reply(Ok(Some(reply))) => self.take_reply(reply),
+                Event::Reply(Ok(Some(reply))) => match pb::PushReply::decode(reply) {
+                    Ok(reply) => self.take_reply(reply),
+                    Err(_) => return Err(PushFailure::Protocol.into()),
+                },
                 Event::Reply(Ok(None)) => return Err(PushError::Stream("the decode node closed it".to_owned())),
                 Event::Reply(Err(status)) => return Err(broken(&status)),
-                Event::Read(read) => self.take_read(read?),
+                Event::Read((runs, share)) => self.read(&runs, share)?,
                 Event::Other => {}
             }
         }
@@ -335,53 +342,37 @@ impl Push {
                 Some(SenderAction::Heartbeat) => self.outbox.push_front(frame(Frame::Heartbeat(pb::Heartbeat {}))),
                 Some(SenderAction::Final(claims)) => self.outbox.push_back(frame(Frame::Final(claims.to_proto()))),
                 Some(SenderAction::Pieces(runs)) => {
-                    let (memory, holds, read_ahead) =
-                        (self.memory.clone(), self.holds.clone(), self.read_ahead.clone());
-                    let transport = self.sender.transport();
-                    self.reading = Some(Box::pin(async move {
-                        let layout = *memory.layout();
-                        if transport == Transport::Shm {
-                            let summed = tokio::task::spawn_blocking(move || {
-                                let sums = sum_runs(&*memory, &runs);
-                                drop(holds);
-                                sums.map(|sums| (runs, Bytes::new(), sums))
-                            });
-                            return summed.await.ok()?.ok();
-                        }
-                        let bytes = runs.iter().map(|run| run_bytes(&layout, run)).sum();
-                        let share = read_ahead.take(bytes).await?;
-                        let read = tokio::task::spawn_blocking(move || {
-                            let read = read_runs(&*memory, &runs);
-                            drop(holds);
-                            read.map(|(data, sums)| (runs, data, sums))
-                        });
-                        let (runs, data, sums) = read.await.ok()?.ok()?;
-                        Some((runs, share.keep(data), sums))
-                    }));
+                    // Over shared memory nothing is read ahead.
+                    let bytes = match self.sender.transport() {
+                        Transport::Grpc => runs.iter().map(|run| run_bytes(self.memory.layout(), run)).sum(),
+                        Transport::Shm => 0,
+                    };
+                    let read_ahead = self.read_ahead.clone();
+                    let share = Box::pin(async move { read_ahead.take(bytes).await });
+                    self.reading = Some(Reading { runs, share });
                 }
             }
         }
     }
 
-    fn take_read(&mut self, (runs, data, sums): Read) {
+    /// Reads a frame of KV, sums it, and puts it into the outbox.
+    fn read(&mut self, runs: &[RunToSend], share: Option<Share>) -> Result<(), PushError> {
+        let kept = Kept {
+            memory: self.memory.clone(),
+            _holds: self.holds.clone(),
+            share: Arc::new(share.ok_or(PushError::Memory)?),
+        };
+        let (data, sums) = match self.sender.transport() {
+            Transport::Grpc => read_runs(&kept, runs),
+            Transport::Shm => sum_runs(&*self.memory, runs).map(|sums| (Vec::new(), sums)),
+        }
+        .map_err(|_| PushError::Memory)?;
         for (run, sum) in runs.iter().zip(sums) {
             self.sender.sent(run, sum);
         }
         self.outbox
-            .push_back(frame(match (self.sender.protocol(), runs.as_slice()) {
-                (1, [run]) => Frame::Piece(pb::Piece {
-                    slot: run.slot as u32,
-                    generation: run.generation.0,
-                    first_layer: run.layers.start as u32,
-                    layers: run.layers.len() as u32,
-                    valid_tokens: run.valid_tokens as u32,
-                    data,
-                }),
-                _ => Frame::Pieces(pb::Pieces {
-                    runs: runs.iter().map(run_to_proto).collect(),
-                    data,
-                }),
-            }));
+            .push_back(Outgoing::pieces(self.sender.protocol(), runs, data));
+        Ok(())
     }
 
     fn take_reply(&mut self, reply: pb::PushReply) {
@@ -436,54 +427,32 @@ impl Busy {
     }
 }
 
-/// The end of the read under way. Cancel-safe.
-async fn read_result(reading: &mut Option<Reading>) -> Result<Read, PushError> {
-    let read = reading.as_mut().expect("checked by the caller").await;
-    *reading = None;
-    read.ok_or(PushError::Memory)
+/// What the frame that waits is given. Cancel-safe.
+async fn share(reading: &mut Option<Reading>) -> (Vec<RunToSend>, Option<Share>) {
+    let share = (&mut reading.as_mut().expect("checked by the caller").share).await;
+    let runs = reading.take().map(|reading| reading.runs).unwrap_or_default();
+    (runs, share)
 }
 
-fn run_bytes(layout: &KvLayout, run: &RunToSend) -> usize {
-    run.layers.len() * (layout.valid_bytes(run.valid_tokens) / layout.layers)
-}
-
-fn run_to_proto(run: &RunToSend) -> pb::PieceRun {
-    pb::PieceRun {
-        slot: run.slot as u32,
-        generation: run.generation.0,
-        first_layer: run.layers.start as u32,
-        layers: run.layers.len() as u32,
-        valid_tokens: run.valid_tokens as u32,
-        source_block: run.block.0,
+/// Calls `Handoff.Push`: its replies.
+async fn open(mut channel: Channel, metadata: MetadataMap, frames: OutgoingBody) -> Result<Messages, Status> {
+    let mut request = http::Request::post(PUSH_PATH)
+        .body(Body::new(frames))
+        .map_err(|error| Status::from_error(error.into()))?;
+    let headers = request.headers_mut();
+    *headers = metadata.into_headers();
+    headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
+    headers.insert(header::CONTENT_TYPE, GRPC);
+    let failed = |error: tonic::transport::Error| Status::from_error(error.into());
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(failed)?;
+    let response = channel.call(request).await.map_err(failed)?;
+    if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
+        return Err(status);
     }
-}
-
-/// The runs' bytes, each `[layer][k|v][head][token < valid_tokens][dim]`, and the checksum of each.
-fn read_runs(memory: &dyn KvMemory, runs: &[RunToSend]) -> Result<(Vec<u8>, Vec<Checksum>), KvMemoryError> {
-    let layout = memory.layout();
-    let mut data = vec![0; runs.iter().map(|run| run_bytes(layout, run)).sum()];
-    let mut rest = data.as_mut_slice();
-    let mut sums = Vec::with_capacity(runs.len());
-    for run in runs {
-        let mut sum = ChecksumState::default();
-        for layer in run.layers.clone() {
-            let layer_bytes = layout.valid_bytes(run.valid_tokens) / layout.layers;
-            let (piece, after) = std::mem::take(&mut rest).split_at_mut(layer_bytes);
-            memory.read(layer, run.block, run.valid_tokens, piece)?;
-            sum.update(piece);
-            rest = after;
-        }
-        sums.push(sum.finish());
+    if response.status() != http::StatusCode::OK {
+        return Err(Status::unknown(format!("HTTP status {}", response.status())));
     }
-    Ok((data, sums))
-}
-
-/// The checksum of each run, where it lies.
-fn sum_runs(memory: &dyn KvMemory, runs: &[RunToSend]) -> Result<Vec<Checksum>, KvMemoryError> {
-    let mut scratch = Vec::new();
-    let sum =
-        |run: &RunToSend| Checksum::of_layers(memory, run.layers.clone(), run.block, run.valid_tokens, &mut scratch);
-    runs.iter().map(sum).collect()
+    Ok(Messages::new(response.into_body(), limits::OPEN_BYTES))
 }
 
 /// On a sender's clock, whose zero is `started`.
@@ -491,8 +460,8 @@ fn now_since(started: Instant) -> Time {
     Time(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX))
 }
 
-fn frame(frame: Frame) -> pb::PushFrame {
-    pb::PushFrame { frame: Some(frame) }
+fn frame(frame: Frame) -> Outgoing {
+    Outgoing::of(&pb::PushFrame { frame: Some(frame) })
 }
 
 fn broken(status: &Status) -> PushError {

@@ -41,14 +41,14 @@ impl ReadAhead {
 
 impl Share {
     /// `data`, which gives the share back when the last slice of it is dropped.
-    pub(super) fn keep(self, data: Vec<u8>) -> Bytes {
+    pub(super) fn keep(self: Arc<Self>, data: Vec<u8>) -> Bytes {
         Bytes::from_owner(Kept { data, _share: self })
     }
 }
 
 struct Kept {
     data: Vec<u8>,
-    _share: Share,
+    _share: Arc<Share>,
 }
 
 impl AsRef<[u8]> for Kept {

@@ -1,30 +1,42 @@
 //! The decode node's end of a push.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use baton_kv::Time;
-use baton_proto::node::v1::{self as pb, handoff_server, push_frame::Frame, push_reply::Reply};
+use baton_proto::node::v1::{self as pb, handoff_server, push_reply::Reply};
+use futures_util::{future::BoxFuture, stream::Empty};
+use http::header::{self, HeaderValue};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService};
 use tracing::Instrument;
 
 use super::{
-    Fences,
+    Fences, PUSH_PATH,
+    incoming::Incoming,
+    messages::Messages,
+    outgoing::{Outgoing, OutgoingBody},
     port::{ReceiverPort, write_pieces},
 };
 use crate::{
-    Claims, FinalClaims, FrameBytes, PiecesHeader, Reject, RunHeader, StreamId, Transport, Verdict, limits,
+    Chain, Claims, FinalClaims, FrameBytes, PiecesHeader, Reject, StreamId, Transport, Verdict, limits,
     sender::heartbeat_ms,
     shm::{MappedPool, Mapping, Mappings},
 };
 
-type Replies = mpsc::Sender<Result<pb::PushReply, Status>>;
+/// What gRPC is called in a header.
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+type Replies = mpsc::Sender<Outgoing>;
 
 /// Serves `baton.node.v1.Handoff` over a node's [`ReceiverPort`].
 pub struct HandoffService<P> {
@@ -65,17 +77,17 @@ impl<P: ReceiverPort> HandoffService<P> {
         self
     }
 
-    /// The tonic service, with its message limits; serve it on a [`super::configure_server`] server.
-    pub fn into_server(self) -> handoff_server::HandoffServer<Self> {
-        handoff_server::HandoffServer::new(self).max_decoding_message_size(limits::MESSAGE_BYTES)
+    /// The tower service, with its message limits; serve it on a [`super::configure_server`] server.
+    pub fn into_server(self) -> HandoffServer<P> {
+        let service = Arc::new(self);
+        HandoffServer {
+            calls: handoff_server::HandoffServer::from_arc(service.clone()),
+            service,
+        }
     }
-}
 
-#[tonic::async_trait]
-impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
-    type PushStream = ReceiverStream<Result<pb::PushReply, Status>>;
-
-    async fn push(&self, request: Request<Streaming<pb::PushFrame>>) -> Result<Response<Self::PushStream>, Status> {
+    /// Starts a stream.
+    fn push(&self, body: Body) -> Result<http::Response<Body>, Status> {
         if self.shutdown.is_cancelled() {
             return Err(Status::unavailable("the node is shutting down"));
         }
@@ -91,12 +103,63 @@ impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
             refused: None,
         };
         let (pools, shutdown) = (self.pools.clone(), self.shutdown.clone());
+        // Nobody has shown a capability yet.
+        let frames = Messages::new(body, limits::OPEN_BYTES);
         let run = async move {
-            run(guard, request.into_inner(), replies, pools, fenced, shutdown).await;
+            run(guard, frames, replies, pools, fenced, shutdown).await;
             drop(permit);
         };
         self.tasks.spawn(run.instrument(tracing::Span::current()));
-        Ok(Response::new(ReceiverStream::new(outgoing)))
+        let mut response = http::Response::new(Body::new(OutgoingBody::response(outgoing)));
+        response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+        Ok(response)
+    }
+}
+
+/// Serves [`HandoffService`]'s calls: pushes by hand, whose KV must not be copied on its way into blocks, the others as they are generated.
+pub struct HandoffServer<P> {
+    service: Arc<HandoffService<P>>,
+    calls: handoff_server::HandoffServer<HandoffService<P>>,
+}
+
+impl<P> Clone for HandoffServer<P> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            calls: self.calls.clone(),
+        }
+    }
+}
+
+impl<P> NamedService for HandoffServer<P> {
+    const NAME: &'static str = handoff_server::SERVICE_NAME;
+}
+
+impl<P: ReceiverPort> Service<http::Request<Body>> for HandoffServer<P> {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != PUSH_PATH {
+            return self.calls.call(request);
+        }
+        let response = self.service.push(request.into_body());
+        Box::pin(async { Ok(response.unwrap_or_else(Status::into_http)) })
+    }
+}
+
+#[tonic::async_trait]
+impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
+    type PushStream = Empty<Result<pb::PushReply, Status>>;
+
+    /// Never called: [`HandoffServer`] takes pushes itself.
+    async fn push(&self, _: Request<Streaming<pb::PushFrame>>) -> Result<Response<Self::PushStream>, Status> {
+        Err(Status::unimplemented("pushes are taken by hand"))
     }
 
     async fn introduce(&self, _: Request<pb::PeerHello>) -> Result<Response<pb::PeerWelcome>, Status> {
@@ -128,7 +191,7 @@ impl<P: ReceiverPort> Drop for StreamGuard<P> {
 /// One stream, to its end.
 async fn run<P: ReceiverPort>(
     mut guard: StreamGuard<P>,
-    frames: Streaming<pb::PushFrame>,
+    frames: Messages,
     replies: Replies,
     pools: Option<Pools>,
     fenced: oneshot::Receiver<Reject>,
@@ -155,9 +218,7 @@ async fn run<P: ReceiverPort>(
             message: reject.to_string(),
         };
         // A sender that does not read its replies learns it from the stream's end.
-        let _ = replies.try_send(Ok(pb::PushReply {
-            reply: Some(Reply::Rejected(rejected)),
-        }));
+        let _ = replies.try_send(outgoing(Reply::Rejected(rejected)));
     }
 }
 
@@ -165,16 +226,17 @@ async fn run<P: ReceiverPort>(
 async fn serve<P: ReceiverPort>(
     port: &Arc<P>,
     stream: StreamId,
-    mut frames: Streaming<pb::PushFrame>,
+    mut frames: Messages,
     replies: &Replies,
     pools: Option<Pools>,
 ) -> Result<(), Reject> {
-    let first = timeout(Duration::from_millis(limits::OPEN_MS), frames.message()).await;
+    let first = timeout(Duration::from_millis(limits::OPEN_MS), frames.next()).await;
     let claims = match first {
-        Ok(Ok(Some(pb::PushFrame {
-            frame: Some(Frame::Open(open)),
-        }))) => Claims::from_proto(&open).map_err(|_| Reject::Malformed)?,
-        Ok(Ok(Some(_))) | Err(_) => return Err(Reject::Malformed),
+        Ok(Ok(Some(message))) => match Incoming::parse(message)? {
+            Incoming::Open(open) => Claims::from_proto(&open).map_err(|_| Reject::Malformed)?,
+            _ => return Err(Reject::Malformed),
+        },
+        Err(_) => return Err(Reject::Malformed),
         Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
     };
     let mapped = match claims.transport {
@@ -205,11 +267,12 @@ async fn serve<P: ReceiverPort>(
     };
 
     // A broken stream is the sender's end as well: the guard aborts the handoff. Every wait here ends with the lease, through the fence.
+    frames.limit = limits::MESSAGE_BYTES;
     loop {
         let taken = tokio::select! {
             Some(copied) = push.copies.join_next() => push.landed(copied.unwrap_or(Err(Reject::Aborted))?),
-            message = frames.message(), if push.copies.len() < limits::SHM_COPIES => match message {
-                Ok(Some(message)) => push.take(message),
+            message = frames.next(), if push.copies.len() < limits::SHM_COPIES => match message {
+                Ok(Some(message)) => push.take(Incoming::parse(message)?),
                 _ => break,
             },
         };
@@ -246,24 +309,23 @@ struct Mapped {
 
 impl<P: ReceiverPort> Push<'_, P> {
     /// Takes a frame in; returns what to answer now.
-    fn take(&mut self, message: pb::PushFrame) -> Result<Option<Reply>, Reject> {
+    fn take(&mut self, frame: Incoming) -> Result<Option<Reply>, Reject> {
         self.frames += 1;
-        match message.frame {
-            Some(Frame::Piece(piece)) => self.pieces(piece_header(&piece)?, &piece.data),
-            Some(Frame::Pieces(pieces)) => self.pieces(pieces_header(&pieces)?, &pieces.data),
-            Some(Frame::Final(message)) => self.finished(&message),
-            Some(Frame::Heartbeat(_)) => self.renewed(0),
-            Some(Frame::Open(_)) | None => Err(Reject::Malformed),
+        match frame {
+            Incoming::Pieces(header, data) => self.pieces(header, data),
+            Incoming::Final(message) => self.finished(&message),
+            Incoming::Heartbeat => self.renewed(0),
+            Incoming::Open(_) => Err(Reject::Malformed),
         }
     }
 
-    fn pieces(&mut self, header: PiecesHeader, data: &[u8]) -> Result<Option<Reply>, Reject> {
+    fn pieces(&mut self, header: PiecesHeader, data: Chain) -> Result<Option<Reply>, Reject> {
         if let Some(mapped) = &self.mapped {
             self.copies
                 .spawn(mapped.clone().copy(self.port.clone(), self.stream, header));
             return Ok(None);
         }
-        let written = write_pieces(self.port, self.stream, &header, &mut FrameBytes(data))?;
+        let written = write_pieces(self.port, self.stream, &header, &mut FrameBytes::new(data))?;
         self.landed(written)
     }
 
@@ -328,43 +390,10 @@ fn said(verdict: Verdict) -> Reply {
 
 /// A reply to a sender that has gone is dropped; its frames end next. So is one to a sender that does not read for long; its lease ends next.
 async fn reply(replies: &Replies, reply: Reply) {
-    let reply = Ok(pb::PushReply { reply: Some(reply) });
-    let _ = replies
-        .send_timeout(reply, Duration::from_millis(limits::REPLY_MS))
-        .await;
+    let by = Duration::from_millis(limits::REPLY_MS);
+    let _ = replies.send_timeout(outgoing(reply), by).await;
 }
 
-fn piece_header(piece: &pb::Piece) -> Result<PiecesHeader, Reject> {
-    let run = pb::PieceRun {
-        slot: piece.slot,
-        generation: piece.generation,
-        first_layer: piece.first_layer,
-        layers: piece.layers,
-        valid_tokens: piece.valid_tokens,
-        source_block: 0,
-    };
-    Ok(PiecesHeader {
-        protocol: 1,
-        runs: vec![run_header(&run)?],
-        bytes: piece.data.len(),
-    })
-}
-
-fn pieces_header(pieces: &pb::Pieces) -> Result<PiecesHeader, Reject> {
-    Ok(PiecesHeader {
-        protocol: 2,
-        runs: pieces.runs.iter().map(run_header).collect::<Result<_, _>>()?,
-        bytes: pieces.data.len(),
-    })
-}
-
-fn run_header(run: &pb::PieceRun) -> Result<RunHeader, Reject> {
-    let end = run.first_layer.checked_add(run.layers).ok_or(Reject::Malformed)?;
-    Ok(RunHeader {
-        slot: run.slot as usize,
-        generation: baton_kv::Generation(run.generation),
-        layers: run.first_layer as usize..end as usize,
-        valid_tokens: run.valid_tokens as usize,
-        source_block: baton_kv::BlockId(run.source_block),
-    })
+fn outgoing(reply: Reply) -> Outgoing {
+    Outgoing::of(&pb::PushReply { reply: Some(reply) })
 }

@@ -3,6 +3,7 @@
 mod frames;
 mod harness;
 mod shared;
+mod wire;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
