@@ -56,8 +56,8 @@ impl Default for ClusterOptions {
     }
 }
 
-/// A running cluster. When it is dropped, whoever lives is checked, unless the test has failed already: nothing may be held any more, nobody may have died
-/// unasked, and nobody may have logged a warning or an error that the test did not [allow](Cluster::allow). Then everything is killed.
+/// A running cluster. When it is dropped, whoever lives is checked, unless the test has failed already: no request or block may be held any more, nobody
+/// may have died unasked, and nobody may have logged a warning or an error that the test did not [allow](Cluster::allow). Then everything is killed.
 pub struct Cluster {
     /// The router.
     pub router: Process,
@@ -223,6 +223,11 @@ impl Drop for Cluster {
             process.resume();
         }
         self.assert_idle(IDLE);
+        if self.router.alive() {
+            self.router.wait_metrics("without requests", IDLE, |text| {
+                leak::total(text, "baton_requests_in_flight") == 0.0
+            });
+        }
         self.assert_healthy();
     }
 }

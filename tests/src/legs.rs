@@ -9,6 +9,7 @@ use baton_proto::node::v1::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tonic_types::StatusExt;
 
@@ -39,6 +40,12 @@ pub fn work(identity: &KvIdentity, prompt: &[u32], tokens: u32, number: u128) ->
     }
 }
 
+/// A connection to a node, in plain text.
+pub async fn plain(node: SocketAddr) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{node}")).expect("an address");
+    endpoint.connect().await.expect("the node listens")
+}
+
 /// The second leg: a reservation on a decode node. Dropping it cancels.
 pub struct DecodeLeg {
     /// The right to push.
@@ -55,10 +62,8 @@ pub struct PrefillLeg {
 
 impl DecodeLeg {
     /// Reserves blocks for `work`.
-    pub async fn reserve(node: SocketAddr, work: &pb::Work) -> Result<Self, Status> {
-        let mut client = DecodeClient::connect(format!("http://{node}"))
-            .await
-            .expect("the decode node listens");
+    pub async fn reserve(node: Channel, work: &pb::Work) -> Result<Self, Status> {
+        let mut client = DecodeClient::new(node);
         let (requests, outgoing) = mpsc::channel(1);
         let first = decode_request::Request::Reserve(work.clone());
         requests
@@ -102,10 +107,8 @@ impl DecodeLeg {
 
 impl PrefillLeg {
     /// Has `work`'s prompt computed, and pushed by the right of `ticket`.
-    pub async fn run(node: SocketAddr, work: &pb::Work, ticket: pb::Ticket) -> Result<Self, Status> {
-        let mut client = PrefillClient::connect(format!("http://{node}"))
-            .await
-            .expect("the prefill node listens");
+    pub async fn run(node: Channel, work: &pb::Work, ticket: pb::Ticket) -> Result<Self, Status> {
+        let mut client = PrefillClient::new(node);
         let request = pb::PrefillRequest {
             work: Some(work.clone()),
             ticket: Some(ticket),

@@ -54,7 +54,9 @@ impl Target {
         self.requests += 1;
         let work = legs::work(&self.identity, &self.prompt, 3, self.requests);
         let address = self.cluster.node(Role::Decode, 0).grpc;
-        let leg = DecodeLeg::reserve(address, &work).await.expect("room");
+        let leg = DecodeLeg::reserve(legs::plain(address).await, &work)
+            .await
+            .expect("room");
         let ticket = &leg.ticket;
         assert_eq!(ticket.slots.len(), SLOTS);
         let layout = layout(ticket.layout.as_ref().expect("a layout"));

@@ -14,6 +14,7 @@ use baton_tests::{Cluster, ClusterOptions, Role};
 use prost::Message as _;
 use reference::Reference;
 use tonic::Status;
+use tonic::transport::Channel;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -33,7 +34,7 @@ const STORY: &str = "Everyone in the village knew the runner who carried letters
     the other side. She read it, folded it twice, and said that she would.";
 
 /// A prompt longer than a connection's windows.
-const LONG_PROMPT: usize = 800;
+const LONG_PROMPT: usize = 1_000;
 
 /// What every node must come to.
 struct Known {
@@ -46,7 +47,7 @@ struct Known {
 
 static KNOWN: LazyLock<Known> = LazyLock::new(|| {
     let mut reference = Reference::open();
-    let long_prompt = reference.prompt(&STORY.repeat(10), LONG_PROMPT);
+    let long_prompt = reference.prompt(&STORY.repeat(14), LONG_PROMPT);
     let long_answer = reference.run(&long_prompt, 2, None).ids;
     let prompt = long_prompt[..PROMPT].to_vec();
     let answer = reference.run(&prompt, 6, None).ids;
@@ -121,10 +122,15 @@ impl Bench {
         legs::work(&KNOWN.identity, &KNOWN.prompt, KNOWN.answer.len() as u32, self.requests)
     }
 
+    /// A connection to a node, as a router's.
+    async fn node(&mut self, role: Role, index: usize) -> Channel {
+        legs::plain(self.cluster.node(role, index).grpc).await
+    }
+
     /// Reserves on the decode node, and has the prompt run on a prefill node, which pushes through the proxy.
     async fn begin(&mut self, work: &pb::Work, prefill: usize) -> (DecodeLeg, PrefillLeg) {
-        let decode = self.cluster.node(Role::Decode, 0).grpc;
-        let decode = DecodeLeg::reserve(decode, work).await.expect("room");
+        let node = self.node(Role::Decode, 0).await;
+        let decode = DecodeLeg::reserve(node, work).await.expect("room");
         let prefill = self.push(work, &decode.ticket, prefill).await;
         (decode, prefill)
     }
@@ -134,7 +140,7 @@ impl Bench {
             address: self.proxy.address().to_string(),
             ..ticket.clone()
         };
-        let node = self.cluster.node(Role::Prefill, prefill).grpc;
+        let node = self.node(Role::Prefill, prefill).await;
         PrefillLeg::run(node, work, ticket).await.expect("a leg")
     }
 
@@ -159,9 +165,13 @@ impl Bench {
         *self.mangle.lock().expect("a test that goes on") = Some(Box::new(mangle));
     }
 
+    fn unmangle(&self) {
+        *self.mangle.lock().expect("a test that goes on") = None;
+    }
+
     /// All is well again: within a lease nothing is held, and requests are answered right.
     async fn serves(&mut self) {
-        *self.mangle.lock().expect("a test that goes on") = None;
+        self.unmangle();
         self.proxy.heal();
         self.cluster.assert_idle(IDLE);
         for prefill in 0..2 {
@@ -248,13 +258,14 @@ async fn sender_stopped_and_continued(bench: &mut Bench) {
     bench.proxy.up().hold();
     bench.cluster.node(Role::Prefill, 0).stop();
     let next = again(&work);
-    let address = bench.cluster.node(Role::Decode, 0).grpc;
-    let fresh = DecodeLeg::reserve(address, &next).await.expect("room");
+    let fresh = DecodeLeg::reserve(bench.node(Role::Decode, 0).await, &next)
+        .await
+        .expect("room");
     failed(decode.answer().await, &["SUPERSEDED"]);
     let slots = |ticket: &pb::Ticket| -> Vec<u32> { ticket.slots.iter().map(|slot| slot.block).collect() };
     assert_eq!(slots(&fresh.ticket).len(), BLOCKS as usize);
     // Straight to the node: the proxy holds everything back.
-    let node = bench.cluster.node(Role::Prefill, 1).grpc;
+    let node = bench.node(Role::Prefill, 1).await;
     let other = PrefillLeg::run(node, &next, fresh.ticket.clone()).await.expect("a leg");
     let (ids, done) = tokio::join!(fresh.answer(), other.done());
     assert_eq!(ids.expect("an answer"), KNOWN.answer);
@@ -335,13 +346,13 @@ async fn abort_while_frames_land(bench: &mut Bench) {
 async fn full_pool(bench: &mut Bench) {
     let work = bench.work();
     let (decode, prefill) = bench.midway(&work, 0).await;
-    let address = bench.cluster.node(Role::Decode, 0).grpc;
+    let node = bench.node(Role::Decode, 0).await;
     let big: Vec<u32> = (0..8_000).map(|token| 300 + token * 7 % 4_000).collect();
     let mut held = Vec::new();
     let refused = loop {
         bench.requests += 1;
         let work = legs::work(&KNOWN.identity, &big, 2, bench.requests);
-        match DecodeLeg::reserve(address, &work).await {
+        match DecodeLeg::reserve(node.clone(), &work).await {
             Ok(leg) => held.push(leg),
             Err(status) => break status,
         }
@@ -360,7 +371,7 @@ async fn slow_link(bench: &mut Bench) {
     let (prompt, answer) = (&KNOWN.long_prompt, &KNOWN.long_answer);
     bench.requests += 1;
     let work = legs::work(&KNOWN.identity, prompt, answer.len() as u32, bench.requests);
-    bench.proxy.up().limit(3_000_000);
+    bench.proxy.up().limit(4_200_000);
     bench.proxy.up().delay(Duration::from_millis(100));
     bench.proxy.down().delay(Duration::from_millis(100));
     let (decode, prefill) = bench.begin(&work, 0).await;
@@ -450,6 +461,24 @@ async fn lost_frame(bench: &mut Bench) {
     failed(prefill, &["DEADLINE", "LEASE_ENDED", "HANDOFF_REJECTED/LEASE_ENDED"]);
 }
 
+/// A sender that speaks a version which the decode node does not: it is refused, and the reservation is still there for another.
+async fn other_version(bench: &mut Bench) {
+    bench.mangle(|mut frame| {
+        if let Some(Frame::Open(open)) = &mut frame.frame {
+            open.protocol = 99;
+        }
+        vec![frame]
+    });
+    let work = bench.work();
+    let (decode, prefill) = bench.begin(&work, 0).await;
+    failed(prefill.done().await, &["HANDOFF_REJECTED/PROTOCOL_MISMATCH"]);
+    bench.unmangle();
+    let prefill = bench.push(&work, &decode.ticket, 1).await;
+    let (ids, done) = tokio::join!(decode.answer(), prefill.done());
+    assert_eq!(ids.expect("an answer"), KNOWN.answer);
+    done.expect("a handoff");
+}
+
 /// The same request, dispatched once more.
 fn again(work: &pb::Work) -> pb::Work {
     pb::Work {
@@ -486,7 +515,7 @@ async fn conformance(wire: Wire) {
         corrupt_anywhere,
     );
     if wire.plain {
-        conforms!(bench: corrupt_blocks, repeated_and_swapped, lost_frame);
+        conforms!(bench: corrupt_blocks, repeated_and_swapped, lost_frame, other_version);
     }
 }
 
