@@ -106,7 +106,7 @@ impl Target {
                 manifest,
                 first_token: 5,
                 logprob: -1.0,
-                alternatives: Vec::new(),
+                ..pb::Final::default()
             },
             leg,
         }

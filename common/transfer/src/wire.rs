@@ -1,6 +1,6 @@
 //! Between wire messages and typed values. Everything that comes in is checked here or by the state machines, never trusted.
 
-use baton_kv::{BlockName, Checksum, KvDtype, KvLayout, TokenId};
+use baton_kv::{BlockName, Checksum, ChecksumState, KvDtype, KvLayout, TokenId};
 use baton_proto::node::v1 as pb;
 
 use crate::limits;
@@ -72,6 +72,21 @@ pub fn alternatives_to_proto(alternatives: &[(TokenId, f32)]) -> Vec<pb::Alterna
     alternatives.iter().map(alternative).collect()
 }
 
+/// Of what FINAL says beside its manifest.
+pub(crate) fn first_checksum(message: &pb::Final) -> u64 {
+    let mut sum = ChecksumState::default();
+    let mut add = |id: u32, logprob: f32| {
+        sum.update(&id.to_le_bytes());
+        sum.update(&logprob.to_le_bytes());
+    };
+    add(message.first_token, message.logprob);
+    message
+        .alternatives
+        .iter()
+        .for_each(|other| add(other.id, other.logprob));
+    sum.finish().0
+}
+
 /// FINAL: everything has been sent.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FinalClaims {
@@ -84,7 +99,7 @@ pub struct FinalClaims {
 impl FinalClaims {
     /// For the wire.
     pub fn to_proto(&self) -> pb::Final {
-        pb::Final {
+        let mut message = pb::Final {
             manifest: self
                 .manifest
                 .iter()
@@ -97,11 +112,17 @@ impl FinalClaims {
             first_token: self.first.token,
             logprob: self.first.logprob,
             alternatives: alternatives_to_proto(&self.first.alternatives),
-        }
+            first_checksum: 0,
+        };
+        message.first_checksum = first_checksum(&message);
+        message
     }
 
-    /// From the wire; log-probabilities are finite numbers.
-    pub fn from_proto(message: &pb::Final) -> Result<Self, WireError> {
+    /// From the wire, in this version; log-probabilities are finite numbers. The manifest needs no checksum: what is wrong in it does not match the blocks.
+    pub fn from_proto(message: &pb::Final, protocol: u32) -> Result<Self, WireError> {
+        if protocol >= 2 && message.first_checksum != first_checksum(message) {
+            return Err(WireError("final.first_checksum"));
+        }
         if !message.logprob.is_finite() {
             return Err(WireError("final.logprob"));
         }

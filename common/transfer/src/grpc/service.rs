@@ -259,6 +259,7 @@ async fn serve<P: ReceiverPort>(
     let mut push = Push {
         port,
         stream,
+        protocol: claims.protocol,
         frames: 1,
         answer_ms: heartbeat_ms(lease_ms) / limits::ANSWERS_PER_HEARTBEAT,
         answered_at: opened_at,
@@ -290,6 +291,8 @@ async fn serve<P: ReceiverPort>(
 struct Push<'a, P: ReceiverPort> {
     port: &'a Arc<P>,
     stream: StreamId,
+    /// That the sender speaks.
+    protocol: u32,
     /// That have arrived, OPEN included.
     frames: u64,
     /// Between answers to pieces.
@@ -337,7 +340,7 @@ impl<P: ReceiverPort> Push<'_, P> {
     }
 
     fn finished(&mut self, message: &pb::Final) -> Result<Option<Reply>, Reject> {
-        let claims = FinalClaims::from_proto(message).map_err(|_| Reject::Malformed)?;
+        let claims = FinalClaims::from_proto(message, self.protocol).map_err(|_| Reject::Malformed)?;
         let verdict = self
             .port
             .locked(|receiver, pool, now, actions| receiver.finished(self.stream, &claims, now, pool, actions))?;

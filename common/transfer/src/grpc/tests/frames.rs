@@ -281,7 +281,7 @@ async fn frames_out_of_turn_end_their_stream() {
     )
     .await;
     check(
-        |ticket| vec![Frame::Open(open(ticket)), Frame::Final(pb::Final::default())],
+        |ticket| vec![Frame::Open(open(ticket)), Frame::Final(summed(pb::Final::default()))],
         Reject::ManifestMismatch,
     )
     .await;
@@ -293,10 +293,16 @@ async fn frames_out_of_turn_end_their_stream() {
         alternatives: vec![pb::Alternative { id: 1, logprob }; count],
         ..pb::Final::default()
     };
+    // A bit of the first token was turned on the way.
+    let other = pb::Final {
+        first_token: 1,
+        ..summed(pb::Final::default())
+    };
     for last in [
-        nan,
-        alternatives(1, f32::NEG_INFINITY),
-        alternatives(limits::ALTERNATIVES + 1, -1.0),
+        other,
+        summed(nan),
+        summed(alternatives(1, f32::NEG_INFINITY)),
+        summed(alternatives(limits::ALTERNATIVES + 1, -1.0)),
     ] {
         check(
             |ticket| vec![Frame::Open(open(ticket)), Frame::Final(last)],
@@ -333,4 +339,10 @@ async fn a_stream_that_ends_before_final_ends_the_handoff() {
     assert!(matches!(replies[..], [Reply::Accepted(_)]), "{replies:?}");
     assert_eq!(node.aborted(ticket.handoff).await, AbortReason::StreamClosed);
     node.idle().await;
+}
+
+/// With the checksum of what it says.
+fn summed(last: pb::Final) -> pb::Final {
+    let first_checksum = crate::wire::first_checksum(&last);
+    pb::Final { first_checksum, ..last }
 }
