@@ -206,8 +206,8 @@ async fn run<P: ReceiverPort>(
     };
     if let Err(reject) = end {
         match reject {
-            // A client went away, or the time was up: the node's own doing.
-            Reject::Aborted | Reject::LeaseEnded => {
+            // A client went away, the time was up, or the answer ended with its first token before the push had begun: nothing is amiss.
+            Reject::Aborted | Reject::LeaseEnded | Reject::UnknownHandoff => {
                 tracing::debug!(stream = stream.0, code = reject.code(), "push ended")
             }
             _ => tracing::warn!(stream = stream.0, code = reject.code(), "push refused"),
