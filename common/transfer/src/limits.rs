@@ -27,7 +27,7 @@ pub const PIECE_BYTES: usize = 4 << 20;
 
 /// Payload of one frame where more waits: enough that what a frame costs does not count, and small enough that the receiver works on one while the next
 /// is under way.
-pub const FRAME_BYTES: usize = 2 << 20;
+pub const FRAME_BYTES: usize = 1 << 20;
 
 /// More than [`FRAME_BYTES`] that a frame may hold if nothing waits behind it: no frame is smaller than this just because of how others were cut.
 pub const FRAME_SLACK_BYTES: usize = 256 << 10;
@@ -41,9 +41,9 @@ pub const MESSAGE_BYTES: usize = PIECE_BYTES + (64 << 10);
 /// A push's first message at most, before anybody has shown a capability; and a reply: slots to be sent again, 5 bytes each.
 pub const OPEN_BYTES: usize = 256 << 10;
 
-/// HTTP/2 flow-control window of one stream: two pieces in flight, so that the sender does not wait for the receiver's copy, and no more, so that a
+/// HTTP/2 flow-control window of one stream: a few frames in flight, so that the sender does not wait for the receiver's copy, and no more, so that a
 /// heartbeat does not wait long behind them on a slow link.
-pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
 /// HTTP/2 flow-control window of one connection, over all its streams.
 pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;

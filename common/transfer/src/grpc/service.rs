@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService};
+use tonic::{Code, Request, Response, Status, Streaming, body::Body, codegen::Service, server::NamedService};
 use tracing::Instrument;
 
 use super::{
@@ -237,6 +237,7 @@ async fn serve<P: ReceiverPort>(
             _ => return Err(Reject::Malformed),
         },
         Err(_) => return Err(Reject::Malformed),
+        Ok(Err(status)) if too_long(&status) => return Err(Reject::Malformed),
         Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
     };
     let mapped = match claims.transport {
@@ -274,6 +275,7 @@ async fn serve<P: ReceiverPort>(
             Some(copied) = push.copies.join_next() => push.landed(copied.unwrap_or(Err(Reject::Aborted))?),
             message = frames.next(), if push.copies.len() < limits::SHM_COPIES => match message {
                 Ok(Some(message)) => push.take(Incoming::parse(message)?),
+                Err(status) if too_long(&status) => Err(Reject::Malformed),
                 _ => break,
             },
         };
@@ -285,6 +287,11 @@ async fn serve<P: ReceiverPort>(
         }
     }
     Ok(())
+}
+
+/// Whether a message was refused by its length, rather than that the stream broke.
+fn too_long(status: &Status) -> bool {
+    status.code() == Code::OutOfRange
 }
 
 /// An accepted stream.

@@ -313,7 +313,7 @@ async fn frames_out_of_turn_end_their_stream() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_limit_breaks_the_stream_and_ends_the_handoff() {
+async fn a_message_over_the_limit_is_refused_and_ends_the_handoff() {
     let node = Node::start(LAYOUT, 4).await;
     let ticket = node.reserve(1, 1, &PROMPT);
     let huge = pb::Pieces {
@@ -325,7 +325,10 @@ async fn a_message_over_the_limit_breaks_the_stream_and_ends_the_handoff() {
         !matches!(replies.as_deref(), Ok([.., Reply::Verified(_)])),
         "{replies:?}"
     );
-    assert_eq!(node.aborted(ticket.handoff).await, AbortReason::StreamClosed);
+    assert_eq!(
+        node.aborted(ticket.handoff).await,
+        AbortReason::Rejected(Reject::Malformed)
+    );
     node.idle().await;
 }
 
