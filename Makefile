@@ -26,6 +26,7 @@ up: build ## start a cluster here and keep it running until Ctrl-C (ARGS="--pref
 
 .PHONY: test
 test: setup .venv/stamp ## everything that must hold: formatting, lints, unit, property, model and whole-cluster tests
+	scripts/setup tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo build --locked -p baton
