@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use baton_proto::v1::generate_event::Event;
+use baton_proto::v1::{generate_event::Event, generation_client::GenerationClient};
 use baton_tests::{Cluster, ClusterOptions, Role, client, leak::total};
-use tonic::{Code, Status};
+use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
 /// From the kill to the client's error.
@@ -79,6 +79,17 @@ async fn decode_killed_while_the_prompt_is_computed() {
     harmed(Role::Decode, 3_000, 1, "KILL").await;
 }
 
+/// An answer of five tokens, under way.
+async fn begun(
+    api: &mut GenerationClient<Channel>,
+    prompt: &[u32],
+) -> tonic::Streaming<baton_proto::v1::GenerateEvent> {
+    let request = client::greedy(prompt, 5);
+    let mut stream = api.generate(request).await.expect("a stream").into_inner();
+    client::next(&mut stream).await.expect("no error").expect("an event");
+    stream
+}
+
 /// The ids, and how many dispatches it took.
 async fn rest_of(stream: &mut tonic::Streaming<baton_proto::v1::GenerateEvent>) -> (Vec<u32>, u32) {
     let (mut ids, mut attempts) = (Vec::new(), 0);
@@ -104,12 +115,7 @@ async fn another_decode_node_takes_over_before_the_first_token() {
     let mut api = client::connect(&cluster).await;
     let mut answers = Vec::new();
     for kill in [true, false] {
-        let mut stream = api
-            .generate(client::greedy(&prompt, 5))
-            .await
-            .expect("a stream")
-            .into_inner();
-        client::next(&mut stream).await.expect("no error").expect("an event");
+        let mut stream = begun(&mut api, &prompt).await;
         if kill {
             let asked = Instant::now();
             let at_work = loop {
@@ -142,12 +148,7 @@ async fn prefill_killed_while_the_prompt_is_computed() {
     let prompt: Vec<u32> = (0..3_000).map(|token| 300 + token * 7 % 4_000).collect();
     let mut answers = Vec::new();
     for kill in [&[0][..], &[1], &[]] {
-        let mut stream = api
-            .generate(client::greedy(&prompt, 5))
-            .await
-            .expect("a stream")
-            .into_inner();
-        client::next(&mut stream).await.expect("no error").expect("an event");
+        let mut stream = begun(&mut api, &prompt).await;
         for &index in kill {
             cluster.node(Role::Prefill, index).kill();
         }
