@@ -1,6 +1,8 @@
 //! The client side of `baton.v1.Generation`, for `generate` and `chat`.
 
-use baton_node::{grpc, limits, status, telemetry};
+use std::path::{Path, PathBuf};
+
+use baton_node::{TlsError, grpc, limits, status, telemetry, tls};
 use baton_proto::v1::{
     Chat, Finished, GenerateEvent, GenerateRequest, ListModelsRequest, Output, Sampling, Started, Stopping, TokenIds,
     generate_event::Event, generate_request::Input, generation_client::GenerationClient,
@@ -19,6 +21,9 @@ pub(crate) struct ClusterArgs {
         default_value = "http://127.0.0.1:7070"
     )]
     pub(crate) url: String,
+    /// Certificate of the authority that has signed the router's, PEM; needed where the address begins with https://
+    #[arg(long, env = "BATON_TLS_CA", value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Which model answers; leave it out when the cluster has one
     #[arg(long = "model-name", value_name = "NAME", default_value = "")]
     pub(crate) model: String,
@@ -79,8 +84,12 @@ impl AnswerArgs {
 pub(crate) enum ClientError {
     #[error("{0}")]
     Address(#[from] grpc::AddressError),
-    #[error("no cluster answers at {url}: start one with `baton up`, or pass --grpc with the router's address")]
-    NoCluster { url: String },
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error(
+        "no cluster answers at {url} ({why}): start one with `baton up`, or pass --grpc with the router's address (https:// where it serves TLS)"
+    )]
+    NoCluster { url: String, why: String },
     #[error("{}", describe(.0))]
     Refused(Box<Status>),
     #[error("the connection to the router broke ({0}); the answer is not complete")]
@@ -135,10 +144,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects, or says that nobody is there.
-    pub(crate) async fn connect(url: &str) -> Result<Self, ClientError> {
-        let no_cluster = |_| ClientError::NoCluster { url: url.to_owned() };
-        let channel = grpc::endpoint(url)?.connect().await.map_err(no_cluster)?;
+    /// Connects, or says that nobody is there. `tls_ca` counts for `https://` only.
+    pub(crate) async fn connect(url: &str, tls_ca: Option<&Path>) -> Result<Self, ClientError> {
+        let tls_ca = tls_ca.filter(|_| url.starts_with("https://"));
+        let tls = tls_ca.map(tls::client_of).transpose()?;
+        let no_cluster = |error: tonic::transport::Error| ClientError::NoCluster {
+            url: url.to_owned(),
+            why: root_cause(&error),
+        };
+        let channel = grpc::endpoint(url, tls.as_ref())?.connect().await.map_err(no_cluster)?;
         let health = HealthClient::new(channel.clone());
         let inner = GenerationClient::new(channel)
             .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
@@ -186,10 +200,22 @@ impl Client {
     fn error(&self, status: Status) -> ClientError {
         // A broken connection is nobody's typed error.
         if status.code() == Code::Unavailable && status::reason(&status).is_none() {
-            return ClientError::NoCluster { url: self.url.clone() };
+            return ClientError::NoCluster {
+                url: self.url.clone(),
+                why: root_cause(&status),
+            };
         }
         status.into()
     }
+}
+
+/// The innermost error: what wraps it says "transport error" only.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// What the stream says next.

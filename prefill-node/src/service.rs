@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use baton_engine::Engine;
-use baton_node::{Lifecycle, clock, limits, status, telemetry};
+use baton_node::{Lifecycle, Tls, clock, limits, status, telemetry};
 use baton_proto::node::v1::{self as pb, prefill_server};
 use baton_scheduler::Role;
 use baton_transfer::{
@@ -23,6 +23,7 @@ pub async fn run(
     lifecycle: Lifecycle,
     listeners: Listeners,
 ) -> Result<(), NodeError> {
+    let tls = config.node.tls.as_ref().map(Tls::client);
     let node = Node::start(pb::Role::Prefill, config.node, engine, lifecycle, listeners)?;
     let worker = node.worker().clone();
     let facts = worker.facts();
@@ -31,6 +32,7 @@ pub async fn run(
         epoch: facts.epoch,
         identity: facts.identity,
         protocol_max: baton_proto::PROTOCOL_MAX,
+        tls,
     };
     let service = PrefillService {
         pusher: Arc::new(Pusher::new(pusher, worker.memory().clone())),

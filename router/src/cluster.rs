@@ -12,7 +12,7 @@ use baton_kv::{Epoch, NodeId, RequestId, Time};
 use baton_node::clock;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, ClientTlsConfig};
 
 use crate::{
     core::{
@@ -35,6 +35,8 @@ pub(crate) struct Cluster {
 struct Inner {
     state: Mutex<State>,
     ready: watch::Sender<bool>,
+    /// What this router shows to nodes, and whom it believes; `None`: no TLS.
+    tls: Option<ClientTlsConfig>,
 }
 
 struct State {
@@ -85,7 +87,7 @@ pub(crate) struct Reach {
 
 impl Cluster {
     /// No members.
-    pub(crate) fn new(config: AdmissionConfig, expected: Expected) -> Self {
+    pub(crate) fn new(config: AdmissionConfig, expected: Expected, tls: Option<ClientTlsConfig>) -> Self {
         let state = State {
             admission: Admission::new(config, expected),
             edges: HashMap::new(),
@@ -95,6 +97,7 @@ impl Cluster {
         let inner = Inner {
             state: Mutex::new(state),
             ready: watch::Sender::new(false),
+            tls,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -139,7 +142,8 @@ impl Cluster {
 
     /// Takes a node in.
     pub(crate) fn join(&self, hello: Hello) -> Result<Membership, JoinError> {
-        let channel = nodes::connect(&hello.address).map_err(|_| JoinError::Malformed("address must be host:port"))?;
+        let channel = nodes::connect(&hello.address, self.inner.tls.as_ref())
+            .map_err(|_| JoinError::Malformed("address must be host:port"))?;
         let (epoch, node) = (hello.epoch, hello.node.clone());
         let mut guard = self.lock();
         let state = &mut *guard;

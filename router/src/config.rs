@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use baton_kv::NodeId;
-use baton_node::{ByteSize, ListenAddress, limits, random};
+use baton_node::{ByteSize, ListenAddress, Tls, TlsArgs, limits, random};
 
 use crate::core::{admission::AdmissionConfig, placement::PlacementConfig, prefix_index::ENTRY_BYTES};
 
@@ -40,6 +40,9 @@ pub struct RouterArgs {
     /// How long a drain waits for requests that run, seconds
     #[arg(long, env = "BATON_DRAIN_S", value_name = "SECONDS", default_value_t = limits::DRAIN_TIMEOUT.as_secs())]
     pub drain_s: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tls: TlsArgs,
 }
 
 /// A flag that cannot be served.
@@ -54,6 +57,9 @@ pub enum ArgsError {
     /// Not a secret. (The message does not repeat it.)
     #[error("--cluster-secret must be 64 hex digits")]
     Secret,
+    /// Files that cannot be used.
+    #[error("{0}")]
+    Tls(String),
 }
 
 /// Flags, checked.
@@ -73,6 +79,8 @@ pub struct RouterConfig {
     pub secret: [u8; 32],
     /// How long a drain waits for requests.
     pub drain: Duration,
+    /// What it shows, and whom it believes; `None`: no TLS.
+    pub tls: Option<Tls>,
 }
 
 impl RouterArgs {
@@ -109,6 +117,7 @@ impl RouterArgs {
             queue_timeout: Duration::from_secs(self.queue_timeout_s),
             secret,
             drain: Duration::from_secs(self.drain_s),
+            tls: self.tls.load().map_err(|error| ArgsError::Tls(error.to_string()))?,
         })
     }
 }
@@ -157,6 +166,10 @@ mod tests {
             (["--queue-timeout-s", "0"], ArgsError::Zero("--queue-timeout-s")),
             (["--node-id", "a b"], ArgsError::NodeId("a b".to_owned())),
             (["--cluster-secret", "zz"], ArgsError::Secret),
+            (
+                ["--tls-ca", "ca.pem"],
+                ArgsError::Tls("--tls-cert, --tls-key and --tls-ca belong together: --tls-cert is missing".to_owned()),
+            ),
         ] {
             assert_eq!(config(&flags).map(|_| ()), Err(error));
         }

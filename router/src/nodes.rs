@@ -4,7 +4,10 @@ use std::{future, pin::Pin};
 
 use baton_node::{grpc, status};
 use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
-use tonic::{Code, Response, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Response, Status, Streaming,
+    transport::{Channel, ClientTlsConfig},
+};
 
 use crate::{core::request::LegError, limits};
 
@@ -23,8 +26,8 @@ pub(crate) fn leg<T: Send + 'static>(
 }
 
 /// A channel to a node, which connects on first use.
-pub(crate) fn connect(address: &str) -> Result<Channel, grpc::AddressError> {
-    let endpoint = grpc::endpoint(address)?
+pub(crate) fn connect(address: &str, tls: Option<&ClientTlsConfig>) -> Result<Channel, grpc::AddressError> {
+    let endpoint = grpc::endpoint(address, tls)?
         .http2_keep_alive_interval(limits::NODE_KEEPALIVE)
         .keep_alive_timeout(limits::NODE_KEEPALIVE);
     Ok(endpoint.connect_lazy())

@@ -33,14 +33,17 @@ pub(crate) struct RegistryService {
     router_id: String,
     cluster: Cluster,
     lifecycle: Lifecycle,
+    /// Whether a node must show a certificate; the listener has checked those that are shown.
+    certificates: bool,
 }
 
 impl RegistryService {
-    pub(crate) fn new(router_id: String, cluster: Cluster, lifecycle: Lifecycle) -> Self {
+    pub(crate) fn new(router_id: String, cluster: Cluster, lifecycle: Lifecycle, certificates: bool) -> Self {
         Self {
             router_id,
             cluster,
             lifecycle,
+            certificates,
         }
     }
 }
@@ -55,6 +58,11 @@ impl Registry for RegistryService {
         &self,
         request: Request<Streaming<pb::NodeReport>>,
     ) -> Result<Response<Self::AnnounceStream>, Status> {
+        if self.certificates && request.peer_certs().is_none_or(|certificates| certificates.is_empty()) {
+            tracing::warn!(from = ?request.remote_addr(), "a node was refused: it showed no certificate");
+            let message = "a node must show a certificate that the cluster's authority has signed";
+            return Err(status::error(Code::Unauthenticated, "CERTIFICATE_MISSING", message).build());
+        }
         let mut reports = request.into_inner();
         let hello = match next(&mut reports, shared::CALL_TIMEOUT).await? {
             Some(Report::Hello(hello)) => hello_from_proto(hello)?,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_node::{Lifecycle, Phase, files, grpc, http, limits as shared, ops};
+use baton_node::{Lifecycle, Phase, Tls, files, grpc, http, limits as shared, ops, tls::Clients};
 use baton_proto::{node::v1::registry_server::RegistryServer, v1::generation_server::GenerationServer};
 use baton_text::ModelText;
 use tokio::{net::TcpListener, time::sleep};
@@ -64,7 +64,7 @@ pub(crate) fn new_cluster(config: &RouterConfig, text: &ModelText) -> Cluster {
         vocabulary: text.tokenizer.vocabulary_len(),
         protocol: baton_proto::PROTOCOL_MIN,
     };
-    Cluster::new(config.admission, expected)
+    Cluster::new(config.admission, expected, config.tls.as_ref().map(Tls::client))
 }
 
 /// [`run`] with the cluster given.
@@ -78,7 +78,7 @@ pub(crate) async fn serve(
     let mut registry = baton_node::metrics::registry("router", &lifecycle);
     let metrics = RouterMetrics::register(&mut registry, cluster.clone());
     let drain = config.drain;
-    let router_id = config.router_id.clone();
+    let (router_id, tls) = (config.router_id.clone(), config.tls.clone());
     let front = Front::new(config, text, cluster.clone(), metrics, lifecycle.clone());
 
     let open_files = files::raise_limit();
@@ -95,8 +95,13 @@ pub(crate) async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     lifecycle.spawn(report_health(reporter, cluster.clone(), lifecycle.clone()));
     let (reflection_v1, reflection_v1alpha) = reflection()?;
-    let registry_service = RegistryServer::new(RegistryService::new(router_id, cluster, lifecycle.clone()))
-        .max_decoding_message_size(limits::REPORT_BYTES);
+    let registry_service = RegistryServer::new(RegistryService::new(
+        router_id,
+        cluster,
+        lifecycle.clone(),
+        tls.is_some(),
+    ))
+    .max_decoding_message_size(limits::REPORT_BYTES);
     let edge = EdgeLayer(front.intake().clone());
     let generation = GenerationServer::new(GenerationService::new(front))
         .max_decoding_message_size(limits::GRPC_REQUEST_BYTES)
@@ -104,7 +109,7 @@ pub(crate) async fn serve(
     let stop = lifecycle.shutdown_token();
     let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
     let incoming = incoming::bounded(incoming, files::connections(limits::GRPC_CONNECTIONS, open_files));
-    let server = grpc::server()
+    let server = grpc::secure(grpc::server(), tls.as_ref(), Clients::MayShow)?
         .max_concurrent_streams(limits::GRPC_STREAMS)
         .initial_connection_window_size(limits::GRPC_CONNECTION_WINDOW_BYTES)
         .layer(edge)

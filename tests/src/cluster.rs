@@ -109,6 +109,8 @@ impl Cluster {
         } else {
             &self.options.decode_args
         };
+        let tls = self.options.router_args.iter().any(|arg| arg == "--tls-cert");
+        let scheme = if tls { "https" } else { "http" };
         let within = match role {
             Role::Decode => self.options.decode_within.clone(),
             _ => None,
@@ -119,7 +121,7 @@ impl Cluster {
         let mut args: Vec<String> = [
             ("--grpc", format!("{host}:0")),
             ("--ops", "127.0.0.1:0".to_owned()),
-            ("--router", format!("http://{}", self.router.grpc)),
+            ("--router", format!("{scheme}://{}", self.router.grpc)),
             ("--model", self.options.model.display().to_string()),
             ("--node-id", format!("{}-{index}", role.command())),
             ("--threads", self.options.threads.to_string()),

@@ -8,6 +8,7 @@
 //! Nothing depends on this crate.
 
 pub mod bench;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod fault_proxy;
@@ -17,6 +18,7 @@ pub mod legs;
 pub mod netns;
 pub mod process;
 
+pub use certificates::Certificates;
 pub use cluster::{Cluster, ClusterOptions};
 pub use process::{Launch, Process, Role};
 

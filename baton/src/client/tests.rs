@@ -93,14 +93,16 @@ async fn nobody_there_says_how_to_start_one() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
     drop(listener);
-    let error = Client::connect(&format!("http://{address}"))
+    let error = Client::connect(&format!("http://{address}"), None)
         .await
         .expect_err("nobody listens");
     assert!(
         error.to_string().contains("baton up") && error.to_string().contains(&address.to_string()),
         "{error}"
     );
-    let error = Client::connect("https://127.0.0.1:1").await.expect_err("no TLS yet");
+    let error = Client::connect("https://127.0.0.1:1", None)
+        .await
+        .expect_err("no authority");
     assert!(matches!(error, ClientError::Address(_)), "{error}");
 }
 

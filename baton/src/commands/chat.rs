@@ -44,7 +44,7 @@ enum Turn {
 }
 
 pub(crate) async fn run(args: ChatArgs) -> anyhow::Result<()> {
-    let mut client = Client::connect(&args.cluster.url).await?;
+    let mut client = Client::connect(&args.cluster.url, args.cluster.tls_ca.as_deref()).await?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
     let mut lines = read_lines()?;
     let terminal = stdin().is_terminal();

@@ -42,11 +42,11 @@ pub(crate) struct GenerateArgs {
 
 pub(crate) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if args.probe {
-        return probe(&args.cluster.url).await;
+        return probe(&args.cluster).await;
     }
     let request = args.answer.request(&args.cluster.model, input(&args)?);
     let answer = async {
-        let mut client = Client::connect(&args.cluster.url).await?;
+        let mut client = Client::connect(&args.cluster.url, args.cluster.tls_ca.as_deref()).await?;
         show(client.generate(request).await?, &args).await
     };
     tokio::select! {
@@ -59,11 +59,12 @@ pub(crate) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn probe(url: &str) -> anyhow::Result<()> {
-    let mut client = Client::connect(url).await?;
+async fn probe(cluster: &ClusterArgs) -> anyhow::Result<()> {
+    let mut client = Client::connect(&cluster.url, cluster.tls_ca.as_deref()).await?;
     anyhow::ensure!(
         client.serving().await?,
-        "the router at {url} has no node that decodes yet"
+        "the router at {} has no node that decodes yet",
+        cluster.url
     );
     output::line(client.models().await?.join("\n"))
 }

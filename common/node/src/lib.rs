@@ -5,7 +5,7 @@
 //! - One [`Phase`] drives probes, the registry and metrics; nothing else says whether a process is ready.
 //! - Random bits and the clock are drawn here and passed into the pure crates.
 //!
-//! Deliberately absent: anything that only one role needs, and, so far, TLS and authentication: processes listen on the loopback interface unless told otherwise.
+//! Deliberately absent: anything that only one role needs, and, so far, authentication of clients: processes listen on the loopback interface unless told otherwise.
 
 pub mod announce;
 pub mod byte_size;
@@ -22,7 +22,9 @@ pub mod random;
 pub mod signal;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 
 pub use byte_size::ByteSize;
 pub use lifecycle::{Drained, Lifecycle, Phase};
 pub use listen::{ListenAddress, ListenError};
+pub use tls::{Tls, TlsArgs, TlsError};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use baton_kv::{KvEventKind, NamedBlock};
-use baton_node::{Lifecycle, Phase, grpc, limits, random, status, telemetry};
+use baton_node::{Lifecycle, Phase, Tls, grpc, limits, random, status, telemetry};
 use baton_proto::{
     PROTOCOL_MAX, PROTOCOL_MIN,
     node::v1::{self as pb, node_report::Report, registry_client::RegistryClient, router_notice::Notice},
@@ -24,18 +24,21 @@ use crate::{
 /// Whom to announce to, and as what.
 #[derive(Clone, Debug)]
 pub struct AnnounceConfig {
-    /// The routers' addresses, `http://host:port`.
+    /// The routers' addresses, `http://host:port`, or `https://` where there is `tls`.
     pub routers: Vec<String>,
     /// The node's role.
     pub role: pb::Role,
+    /// What the node shows, and whom it believes.
+    pub tls: Option<Tls>,
 }
 
 /// Starts announcing `worker` to every router, on `lifecycle`'s tasks, until its shutdown token is cancelled.
 pub fn announce(config: &AnnounceConfig, worker: &Worker, lifecycle: &Lifecycle) -> Result<(), grpc::AddressError> {
+    let tls = config.tls.as_ref().map(Tls::client);
     for router in &config.routers {
         let announcer = Announcer {
             router: router.clone(),
-            endpoint: grpc::endpoint(router)?,
+            endpoint: grpc::endpoint(router, tls.as_ref())?,
             role: config.role,
             worker: worker.clone(),
             lifecycle: lifecycle.clone(),

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use baton_kv::NodeId;
-use baton_node::{ByteSize, ListenAddress, grpc, limits, random};
+use baton_node::{ByteSize, ListenAddress, Tls, TlsArgs, grpc, limits, random};
 use baton_scheduler::SchedulerConfig;
 
 use crate::limits::LEASE_MIN_MS;
@@ -17,7 +17,7 @@ pub struct NodeArgs {
     /// Where to serve /health, /ready and /metrics: IP:PORT, port 0 takes a free one
     #[arg(long, env = "BATON_OPS", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub ops: ListenAddress,
-    /// A router's gRPC address to join, as in http://127.0.0.1:7070; give it once per router
+    /// A router's gRPC address to join, as in http://127.0.0.1:7070 (https:// where it serves TLS); give it once per router
     #[arg(
         long = "router",
         env = "BATON_ROUTERS",
@@ -59,6 +59,9 @@ pub struct NodeArgs {
     /// How long a drain waits for requests that run, seconds
     #[arg(long, env = "BATON_DRAIN_S", value_name = "SECONDS", default_value_t = limits::DRAIN_TIMEOUT.as_secs())]
     pub drain_s: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tls: TlsArgs,
 }
 
 /// A flag that cannot be served.
@@ -87,8 +90,11 @@ pub enum ArgsError {
     #[error("--node-id {0:?}: use 1 to {max} of a-z, A-Z, 0-9, '-', '_' and '.'", max = NodeId::MAX_BYTES)]
     NodeId(String),
     /// Not a router's address.
-    #[error("--router {0:?} is not a gRPC address: write http://HOST:PORT")]
-    Router(String),
+    #[error("--router {0}")]
+    Router(#[from] grpc::AddressError),
+    /// Files that cannot be used.
+    #[error("{0}")]
+    Tls(String),
     /// Not an address.
     #[error("--advertise {0:?} is not an address: write HOST:PORT")]
     Advertise(String),
@@ -127,6 +133,8 @@ pub struct NodeConfig {
     pub max_updates: usize,
     /// How long a drain waits for requests.
     pub drain: Duration,
+    /// What it shows, and whom it believes; `None`: no TLS.
+    pub tls: Option<Tls>,
 }
 
 impl NodeArgs {
@@ -162,11 +170,13 @@ impl NodeArgs {
         if !node.is_valid() {
             return Err(ArgsError::NodeId(node.0));
         }
-        if let Some(router) = self.routers.iter().find(|router| grpc::endpoint(router).is_err()) {
-            return Err(ArgsError::Router(router.clone()));
+        let tls = self.tls.load().map_err(|error| ArgsError::Tls(error.to_string()))?;
+        let client = tls.as_ref().map(Tls::client);
+        for router in &self.routers {
+            grpc::endpoint(router, client.as_ref())?;
         }
         match &self.advertise {
-            Some(advertise) if advertise.contains("://") || grpc::endpoint(advertise).is_err() => {
+            Some(advertise) if advertise.contains("://") || grpc::endpoint(advertise, None).is_err() => {
                 return Err(ArgsError::Advertise(advertise.clone()));
             }
             None if self.grpc.0.ip().is_unspecified() => return Err(ArgsError::AdvertiseMissing(self.grpc.0)),
@@ -192,6 +202,7 @@ impl NodeArgs {
             handoff_drain_ms: baton_transfer::limits::DRAIN_MS,
             max_updates: limits::SEQUENCE_EVENTS,
             drain: Duration::from_secs(self.drain_s),
+            tls,
         })
     }
 }
@@ -257,7 +268,22 @@ mod tests {
         check(&["--node-id", "a b"], ArgsError::NodeId("a b".into()));
         let long = "n".repeat(NodeId::MAX_BYTES + 1);
         check(&["--node-id", &long], ArgsError::NodeId(long.clone()));
-        check(&["--router", "nowhere"], ArgsError::Router("nowhere".into()));
+        let malformed = grpc::AddressError::Malformed {
+            address: "nowhere".into(),
+            scheme: "http",
+        };
+        check(&["--router", "nowhere"], ArgsError::Router(malformed));
+        let address = "https://a:1".to_owned();
+        check(
+            &["--router", &address],
+            ArgsError::Router(grpc::AddressError::TlsMissing {
+                address: address.clone(),
+            }),
+        );
+        check(
+            &["--tls-cert", "a.pem"],
+            ArgsError::Tls("--tls-cert, --tls-key and --tls-ca belong together: --tls-key is missing".into()),
+        );
         check(&["--advertise", "nowhere"], ArgsError::Advertise("nowhere".into()));
         check(
             &["--grpc", "0.0.0.0:7000"],

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use baton_engine::Engine;
-use baton_node::{Lifecycle, ListenError, Phase, grpc, limits, listen, metrics, ops};
+use baton_node::{Lifecycle, ListenError, Phase, grpc, limits, listen, metrics, ops, tls::Clients};
 use baton_proto::node::v1 as pb;
 use tokio::{net::TcpListener, time::sleep};
 use tonic::{service::Routes, transport::server::TcpIncoming};
@@ -23,6 +23,14 @@ pub enum NodeError {
     /// A router's address.
     #[error(transparent)]
     Address(#[from] grpc::AddressError),
+    /// Nobody would believe that this node is the one that is meant.
+    #[error(
+        "--tls-cert is not for {host:?}, where others reach this node: --advertise another name, or have it signed for this one"
+    )]
+    Certificate {
+        /// Without its port.
+        host: String,
+    },
     /// The engine's pool is too small to hold anything.
     #[error("the KV pool holds no block: give it more memory")]
     EmptyPool,
@@ -86,6 +94,11 @@ impl Node {
             Some(address) => address.clone(),
             None => listeners.grpc.local_addr()?.to_string(),
         };
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if config.tls.as_ref().is_some_and(|tls| !tls.covers(host)) {
+            return Err(NodeError::Certificate { host: host.to_owned() });
+        }
         let worker_config = WorkerConfig {
             lease_ms: config.lease_ms,
             drain_ms: config.handoff_drain_ms,
@@ -129,7 +142,8 @@ impl Node {
         lifecycle.spawn(report_health(reporter, role, lifecycle.clone()));
         let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
         let stop = lifecycle.shutdown_token();
-        let server = baton_transfer::grpc::configure_server(grpc::server())
+        let server = baton_transfer::grpc::configure_server(grpc::server());
+        let server = grpc::secure(server, config.tls.as_ref(), Clients::MustShow)?
             .add_routes(routes)
             .add_service(health)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
@@ -143,6 +157,7 @@ impl Node {
         let announced = AnnounceConfig {
             routers: config.routers.clone(),
             role,
+            tls: config.tls.clone(),
         };
         announce(&announced, &worker, &lifecycle)?;
         lifecycle.set(Phase::Ready);

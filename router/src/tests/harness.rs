@@ -90,7 +90,7 @@ pub(super) async fn router_with(change: impl FnOnce(&mut RouterConfig)) -> Route
     let serve = server::serve(config, text, cluster.clone(), lifecycle.clone(), listeners);
     // A tracker of its own: a router must not wait for itself.
     tokio_util::task::TaskTracker::new().spawn(serve);
-    let channel = baton_node::grpc::endpoint(&grpc.to_string())
+    let channel = baton_node::grpc::endpoint(&grpc.to_string(), None)
         .expect("an address")
         .connect()
         .await
@@ -119,6 +119,7 @@ pub(super) fn config(grpc: SocketAddr, http: SocketAddr) -> RouterConfig {
         queue_timeout: Duration::from_secs(30),
         secret: [1; 32],
         drain: Duration::from_secs(5),
+        tls: None,
     }
 }
 
@@ -206,7 +207,10 @@ impl Router {
             reports.try_send(first).expect("there is room");
         }
         runtime.spawn(async move {
-            let channel = baton_node::grpc::endpoint(&router).expect("an address").connect().await;
+            let channel = baton_node::grpc::endpoint(&router, None)
+                .expect("an address")
+                .connect()
+                .await;
             let mut client = RegistryClient::new(channel.expect("the router listens"));
             let notices = client.announce(ReceiverStream::new(receiver)).await;
             let mut notices = notices.expect("the router takes the node").into_inner();

@@ -176,7 +176,7 @@ impl Cluster {
         let nodes = self.plan.nodes().len();
         let all = async {
             members::joined(http, nodes).await?;
-            let mut client = Client::connect(&format!("http://{router}")).await?;
+            let mut client = Client::connect(&format!("http://{router}"), None).await?;
             client.models().await.map_err(anyhow::Error::from)
         };
         let mut all = std::pin::pin!(timeout_at(deadline, all));

@@ -11,7 +11,13 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
-use tonic::{Code, Status, body::Body, codegen::Service, metadata::MetadataMap, transport::Channel};
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::Service,
+    metadata::MetadataMap,
+    transport::{Channel, ClientTlsConfig},
+};
 
 use super::{
     Hold, PUSH_PATH, PushInput,
@@ -38,6 +44,8 @@ pub struct PusherConfig {
     pub identity: KvIdentity,
     /// Newest version of the handoff that it speaks.
     pub protocol_max: u32,
+    /// What it shows to decode nodes, and whom it believes; `None`: no TLS.
+    pub tls: Option<ClientTlsConfig>,
 }
 
 /// One push.
@@ -125,9 +133,9 @@ impl Pusher {
     /// Reads blocks from `memory`, whose layout it offers.
     pub fn new(config: PusherConfig, memory: Arc<dyn KvMemory>) -> Self {
         Self {
+            peers: Peers::new(config.tls.clone()),
             config,
             memory,
-            peers: Peers::default(),
             read_ahead: ReadAhead::new(limits::READ_AHEAD_BYTES),
             transport: Transport::Grpc,
         }

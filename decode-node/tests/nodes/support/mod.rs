@@ -89,6 +89,7 @@ fn config(id: &str, router: &Router) -> NodeConfig {
         handoff_drain_ms: 500,
         max_updates: 1_024,
         drain: Duration::from_secs(10),
+        tls: None,
     }
 }
 
@@ -157,7 +158,7 @@ impl TestNode {
     }
 
     async fn channel(&self) -> Channel {
-        let endpoint = baton_node::grpc::endpoint(&self.address).expect("an address");
+        let endpoint = baton_node::grpc::endpoint(&self.address, None).expect("an address");
         endpoint.connect().await.expect("the node listens")
     }
 

@@ -62,6 +62,7 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
         epoch: SENDER_EPOCH,
         identity: IDENTITY,
         protocol_max: baton_proto::PROTOCOL_MAX,
+        tls: None,
     };
     let pusher = Pusher::new(config, memory.clone());
     let (pusher, offer) = match way {
