@@ -9,5 +9,6 @@ fn main() -> std::io::Result<()> {
         .file_descriptor_set_path(out.join("baton.bin"))
         .bytes(".baton.node.v1.Piece.data")
         .bytes(".baton.node.v1.Pieces.data")
+        .bytes(".baton.node.v1.ProbeFrame.data")
         .compile_protos(&protos, &["proto"])
 }

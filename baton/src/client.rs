@@ -199,7 +199,8 @@ impl Client {
 
     fn error(&self, status: Status) -> ClientError {
         // A broken connection is nobody's typed error.
-        if status.code() == Code::Unavailable && status::reason(&status).is_none() {
+        let broken = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
+        if broken && status::reason(&status).is_none() {
             return ClientError::NoCluster {
                 url: self.url.clone(),
                 why: root_cause(&status),

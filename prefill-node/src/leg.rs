@@ -172,8 +172,8 @@ fn done(computed: &Computed, ended: pb::EndReason, report: Option<&PushReport>) 
         kv_blocks: report.map_or(0, |report| report.kv_blocks as u32),
         bytes_per_s: report.map_or(0.0, |report| report.bytes_per_s),
         alternatives: alternatives_to_proto(&computed.first.alternatives),
-        transport: report.map_or_else(String::new, |_| "grpc".to_owned()),
-        predicted_bytes_per_s: 0.0,
+        transport: report.map_or_else(String::new, |report| report.transport.name().to_owned()),
+        predicted_bytes_per_s: report.map_or(0.0, |report| report.predicted_bytes_per_s),
     }
 }
 

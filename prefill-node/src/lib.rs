@@ -16,7 +16,7 @@ mod leg;
 mod push_status;
 mod service;
 
-pub use args::{PrefillArgs, PrefillConfig};
+pub use args::{PrefillArgs, PrefillArgsError, PrefillConfig, SlowPathAction};
 pub use service::run;
 
 pub use baton_worker::{Listeners, NodeError};

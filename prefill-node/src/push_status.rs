@@ -1,7 +1,7 @@
 //! What a failed push tells the router.
 
 use baton_node::{limits, status};
-use baton_transfer::{PushFailure, grpc::PushError};
+use baton_transfer::{PushFailure, grpc::PushError, path::PathError};
 use tonic::{Code, Status};
 
 /// A status whose reason is the error's code, but for refusals: those are ABORTED `HANDOFF_REJECTED`, with the decode node's code as metadata `reject`.
@@ -25,6 +25,10 @@ pub(crate) fn push_status(error: &PushError) -> Status {
             .retry_after(retry)
             .build(),
         PushError::Connect { .. } | PushError::Stream(_) => status::unavailable(error.code(), message, retry),
+        PushError::Path(PathError::Unavailable { .. }) => {
+            status::error(Code::FailedPrecondition, error.code(), message).build()
+        }
+        PushError::Path(PathError::Slow { .. }) => status::unavailable(error.code(), message, retry),
         PushError::Ticket(_) => status::error(Code::InvalidArgument, error.code(), message)
             .field("ticket")
             .build(),

@@ -8,7 +8,7 @@ use baton_proto::node::v1::{self as pb, prefill_server};
 use baton_scheduler::Role;
 use baton_transfer::{
     Ticket,
-    grpc::{Pusher, PusherConfig},
+    grpc::{PathConfig, Pusher, PusherConfig},
 };
 use baton_worker::{Listeners, Node, NodeError, Respond, Responses, Work, Worker};
 use tonic::{Request, Response, Status, service::Routes};
@@ -27,12 +27,20 @@ pub async fn run(
     let node = Node::start(pb::Role::Prefill, config.node, engine, lifecycle, listeners)?;
     let worker = node.worker().clone();
     let facts = worker.facts();
+    let metrics = worker.metrics().clone();
+    let paths = PathConfig {
+        preference: config.preference,
+        slow: config.slow,
+        tls,
+        shared: None,
+        observer: Arc::new(move |event| metrics.path(event)),
+    };
     let pusher = PusherConfig {
         node: facts.node.clone(),
         epoch: facts.epoch,
         identity: facts.identity,
-        protocol_max: baton_proto::PROTOCOL_MAX,
-        tls,
+        protocol_max: facts.protocol_max,
+        paths,
     };
     let service = PrefillService {
         pusher: Arc::new(Pusher::new(pusher, worker.memory().clone())),

@@ -17,6 +17,7 @@ use crate::{
     core::{
         admission::{Event as AdmissionEvent, Leg},
         member::MemberId,
+        pairs::Transport,
         request::{Action, EndReason, Event, LegError, Life, Token},
     },
     error::GenerateError,
@@ -186,6 +187,15 @@ impl Driver {
                 self.prefill = None;
                 None
             }
+            Action::Travelled {
+                prefill,
+                decode,
+                travelled,
+            } => self.tell(AdmissionEvent::Travelled {
+                prefill,
+                decode,
+                travelled,
+            }),
             Action::Acknowledged(leg) => self.tell(AdmissionEvent::Acknowledged {
                 request: self.request,
                 leg,
@@ -391,7 +401,8 @@ impl Driver {
             served: Served {
                 router: self.job.router.clone(),
                 transport: match (&record.prefill_node, &record.decode_node) {
-                    (Some(_), Some(_)) => "grpc",
+                    // Until the prefill node has said how: it is late, or of a version that does not.
+                    (Some(_), Some(_)) => record.transport.map_or("grpc", Transport::name),
                     _ => "local",
                 },
                 prefill_node: record.prefill_node,

@@ -21,6 +21,7 @@ use crate::{
     core::{
         admission::Admission,
         member::{Phase, Role},
+        pairs::Transport,
     },
     request::{Finished, Timings},
 };
@@ -214,6 +215,17 @@ impl Collector for ClusterCollector {
             let labels = [("role", *role), ("phase", *phase)];
             ConstGauge::new(*count).encode(metric.encode_family(&labels)?)?;
         }
+        let shape = ConstGauge::new(0.0);
+        let mut metric = encoder.encode_descriptor(
+            "handoff_bytes_per_second",
+            "How fast KV travels between nodes, by their prefill nodes' word: mean of the pairs that take a transport, of what was achieved and predicted",
+            None,
+            shape.metric_type(),
+        )?;
+        for (transport, kind, rate) in &seen.rates {
+            let labels = [("transport", *transport), ("kind", *kind)];
+            ConstGauge::new(*rate).encode(metric.encode_family(&labels)?)?;
+        }
         Ok(())
     }
 }
@@ -230,6 +242,7 @@ struct Seen {
     index_bytes: usize,
     index_evicted: u64,
     nodes: Vec<(&'static str, &'static str, i64)>,
+    rates: Vec<(&'static str, &'static str, f64)>,
 }
 
 impl Seen {
@@ -249,12 +262,20 @@ impl Seen {
                 nodes.push((role_name, phase_name, in_phase.count() as i64));
             }
         }
+        let mut rates = Vec::new();
+        for transport in [Transport::Grpc, Transport::Shm] {
+            if let Some(rate) = admission.members().pairs().mean(transport) {
+                rates.push((transport.name(), "achieved", rate.bytes_per_s));
+                rates.push((transport.name(), "predicted", rate.predicted_bytes_per_s));
+            }
+        }
         Self {
             waiting: admission.waiting(),
             index_entries: admission.index().entries(),
             index_bytes: admission.index().bytes(),
             index_evicted: admission.index().evicted(),
             nodes,
+            rates,
         }
     }
 }

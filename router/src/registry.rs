@@ -74,6 +74,13 @@ impl Registry for RegistryService {
             refused(&error)
         })?;
         tracing::info!(%node, ?role, "a node has joined");
+        let apart = self
+            .cluster
+            .look(|admission| admission.members().apart(membership.member));
+        if !apart.is_empty() {
+            let names: Vec<String> = apart.iter().map(ToString::to_string).collect();
+            tracing::warn!(%node, others = names.join(", "), "no handoffs with these: their versions of the handoff do not meet");
+        }
         let (notices, receiver) = mpsc::channel(NOTICES);
         let welcome = pb::Welcome {
             router_id: self.router_id.clone(),

@@ -62,7 +62,7 @@ pub(crate) fn new_cluster(config: &RouterConfig, text: &ModelText) -> Cluster {
     let expected = Expected {
         model: text.name.to_owned(),
         vocabulary: text.tokenizer.vocabulary_len(),
-        protocol: baton_proto::PROTOCOL_MIN,
+        versions: baton_proto::PROTOCOL_MIN..=baton_proto::PROTOCOL_MAX,
     };
     Cluster::new(config.admission, expected, config.tls.as_ref().map(Tls::client))
 }

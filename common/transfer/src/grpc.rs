@@ -3,10 +3,12 @@
 mod feed;
 mod fences;
 mod incoming;
+mod introduce;
 mod messages;
 mod outgoing;
 mod peers;
 mod port;
+mod probe;
 mod pusher;
 mod read_ahead;
 mod reading;
@@ -16,6 +18,7 @@ mod tests;
 
 pub use feed::{Hold, PushFeed, PushInput, push_feed};
 pub use fences::Fences;
+pub use peers::{PathConfig, PathEvent, PathObserver};
 pub use port::ReceiverPort;
 pub use pusher::{PushError, PushJob, PushReport, Pusher, PusherConfig};
 pub use service::{HandoffServer, HandoffService};

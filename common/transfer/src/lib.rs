@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`Receiver`] (decode node) and [`Sender`] (prefill node) are pure: no I/O, no clock, no task, no randomness. [`grpc`] carries their
-//! frames over one gRPC stream per push.
+//! frames over one gRPC stream per push. Before the first one the two nodes meet: [`Terms`] say whether they fit, and [`path`] which way is the fastest.
 //!
 //! **Architecture invariants**
 //! - A peer writes only where it was just invited: into a slot of a live ticket, in the slot's generation, on the one open stream.
@@ -25,6 +25,7 @@ mod capability;
 mod chain;
 pub mod grpc;
 pub mod limits;
+pub mod path;
 mod receiver;
 mod reject;
 mod sender;
@@ -32,6 +33,7 @@ pub mod shm;
 #[cfg(test)]
 mod simulation;
 mod source;
+mod terms;
 #[cfg(test)]
 mod testing;
 mod ticket;
@@ -46,6 +48,7 @@ pub use receiver::{
 pub use reject::Reject;
 pub use sender::{PushFailure, RunToSend, Sender, SenderAction, SenderConfig, SenderState};
 pub use source::{FrameBytes, PieceSource};
+pub use terms::{INTRODUCED_SINCE, Terms};
 pub use ticket::{Claims, Ticket, Transport};
 pub use wire::{
     FinalClaims, FirstToken, ManifestEntry, WireError, alternatives_to_proto, layout_from_proto, layout_to_proto,

@@ -64,6 +64,33 @@ pub const ANSWERS_PER_HEARTBEAT: u64 = 3;
 /// Connections that one prefill node keeps to decode nodes; the least recently used goes first.
 pub const MAX_PEERS: usize = 256;
 
+/// A transfer of fewer bytes does not tell how fast a path is: it is mostly waiting.
+pub const TELLING_BYTES: u64 = 8 << 20;
+
+/// A transfer is slow below this share of what its path gave when it was probed: well below what a busy machine takes from it.
+pub const SLOW_RATIO: f64 = 0.25;
+
+/// Bytes of a probe's first part, and of one frame: a path of 2 MB/s takes an eighth of a second for them.
+pub const PROBE_FRAME_BYTES: usize = 256 << 10;
+
+/// Each further part of a probe is so many times larger, as long as the last one took less than [`PROBE_TELLING_S`].
+pub const PROBE_GROWTH: usize = 8;
+
+/// A part of a probe that took so long tells how fast the path is: scheduling and latency count for little by then.
+pub const PROBE_TELLING_S: f64 = 0.02;
+
+/// The largest part of a probe: it tells even at 10 GB/s, and a peer takes no more.
+pub const PROBE_BYTES: usize = 16 << 20;
+
+/// For a peer to answer an introduction or a probe: the first push to it waits for both, and pushes go on without a probe that takes longer.
+pub const MEET_MS: u64 = 2_000;
+
+/// A bad path is probed again at most this often, and only when something is to be pushed over it.
+pub const REPROBE_MS: u64 = 1_000;
+
+/// A doubtful path is probed beside other pushes only after this long: they make it slow.
+pub const REPROBE_BUSY_MS: u64 = 10_000;
+
 /// To open a connection to a peer.
 pub const CONNECT_MS: u64 = 3_000;
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use baton_kv::{Checksum, HandoffId, Lease, Pool, RequestId, Time};
 use baton_proto::PROTOCOL_MIN;
 
-use crate::{Claims, FinalClaims, Reject, Ticket, Transport};
+use crate::{Claims, FinalClaims, Reject, Terms, Ticket, Transport};
 use fill::Fill;
 use handoff::{Handoff, Phase};
 
@@ -37,6 +37,17 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    /// What a peer must agree to.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            node: self.config.node.clone(),
+            epoch: self.config.epoch,
+            identity: self.config.identity,
+            layout: self.config.layout,
+            versions: PROTOCOL_MIN..=self.config.protocol_max,
+        }
+    }
+
     /// Empty.
     pub fn new(config: ReceiverConfig) -> Self {
         Self {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use baton_kv::{KvEventKind, NamedBlock};
 use baton_node::{Lifecycle, Phase, Tls, grpc, limits, random, status, telemetry};
 use baton_proto::{
-    PROTOCOL_MAX, PROTOCOL_MIN,
+    PROTOCOL_MIN,
     node::v1::{self as pb, node_report::Report, registry_client::RegistryClient, router_notice::Notice},
 };
 use baton_transfer::layout_to_proto;
@@ -241,7 +241,7 @@ impl Announcer {
             blocks: facts.blocks as u64,
             context_length: facts.max_context as u32,
             protocol_min: PROTOCOL_MIN,
-            protocol_max: PROTOCOL_MAX,
+            protocol_max: facts.protocol_max,
             vocabulary: facts.model.vocabulary as u32,
         }
     }

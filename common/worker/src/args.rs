@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use baton_kv::NodeId;
 use baton_node::{ByteSize, ListenAddress, Tls, TlsArgs, grpc, limits, random};
+use baton_proto::{PROTOCOL_MAX, PROTOCOL_MIN};
 use baton_scheduler::SchedulerConfig;
 
 use crate::limits::LEASE_MIN_MS;
@@ -56,6 +57,9 @@ pub struct NodeArgs {
     /// How long granted blocks wait for a sign of life before they are taken back, milliseconds
     #[arg(long, env = "BATON_LEASE_MS", value_name = "MS", default_value_t = baton_transfer::limits::LEASE_MS)]
     pub lease_ms: u64,
+    /// Newest version of the handoff to speak: lower it until every node of a rolling upgrade has been replaced
+    #[arg(long, env = "BATON_PROTOCOL_MAX", value_name = "N", default_value_t = PROTOCOL_MAX, hide_short_help = true)]
+    pub protocol_max: u32,
     /// How long a drain waits for requests that run, seconds
     #[arg(long, env = "BATON_DRAIN_S", value_name = "SECONDS", default_value_t = limits::DRAIN_TIMEOUT.as_secs())]
     pub drain_s: u64,
@@ -92,6 +96,9 @@ pub enum ArgsError {
     /// Not a router's address.
     #[error("--router {0}")]
     Router(#[from] grpc::AddressError),
+    /// A version that this build does not speak.
+    #[error("--protocol-max {0}: this build speaks {PROTOCOL_MIN} to {PROTOCOL_MAX}")]
+    Protocol(u32),
     /// Files that cannot be used.
     #[error("{0}")]
     Tls(String),
@@ -131,6 +138,8 @@ pub struct NodeConfig {
     pub handoff_drain_ms: u64,
     /// Updates of one answer that wait for a slow reader.
     pub max_updates: usize,
+    /// Newest version of the handoff to speak.
+    pub protocol_max: u32,
     /// How long a drain waits for requests.
     pub drain: Duration,
     /// What it shows, and whom it believes; `None`: no TLS.
@@ -165,6 +174,9 @@ impl NodeArgs {
         }
         if self.lease_ms < LEASE_MIN_MS {
             return Err(ArgsError::Lease(self.lease_ms));
+        }
+        if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&self.protocol_max) {
+            return Err(ArgsError::Protocol(self.protocol_max));
         }
         let node = NodeId(self.node_id.unwrap_or_else(|| format!("{role}-{}", random::suffix())));
         if !node.is_valid() {
@@ -201,6 +213,7 @@ impl NodeArgs {
             lease_ms: self.lease_ms,
             handoff_drain_ms: baton_transfer::limits::DRAIN_MS,
             max_updates: limits::SEQUENCE_EVENTS,
+            protocol_max: self.protocol_max,
             drain: Duration::from_secs(self.drain_s),
             tls,
         })
@@ -265,6 +278,7 @@ mod tests {
             },
         );
         check(&["--lease-ms", "149"], ArgsError::Lease(149));
+        check(&["--protocol-max", "0"], ArgsError::Protocol(0));
         check(&["--node-id", "a b"], ArgsError::NodeId("a b".into()));
         let long = "n".repeat(NodeId::MAX_BYTES + 1);
         check(&["--node-id", &long], ArgsError::NodeId(long.clone()));

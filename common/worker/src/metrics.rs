@@ -1,10 +1,11 @@
 //! What a node measures of itself, as Prometheus metrics `baton_*`.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use baton_kv::PoolCounts;
 use baton_node::metrics::{Buckets, SECONDS, TOKENS, histogram, histograms};
 use baton_scheduler::SchedulerLoad;
+use baton_transfer::grpc::PathEvent;
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
@@ -80,6 +81,9 @@ pub struct WorkerMetrics {
     transfer_bytes: Family<Label, Counter>,
     transfer_early_bytes: Counter,
     transfer_seconds: Histogram,
+    probe_rate: Family<Label, Gauge<f64, AtomicU64>>,
+    slow: Family<Label, Counter>,
+    bad_paths: Family<Label, Gauge>,
 }
 
 impl WorkerMetrics {
@@ -102,6 +106,9 @@ impl WorkerMetrics {
             transfer_bytes: Family::default(),
             transfer_early_bytes: Counter::default(),
             transfer_seconds: histogram(SECONDS),
+            probe_rate: Family::default(),
+            slow: Family::default(),
+            bad_paths: Family::default(),
         };
         registry.register("kv_blocks", "KV blocks by state", metrics.kv_blocks.clone());
         registry.register("kv_blocks_total", "KV blocks in all", metrics.kv_blocks_total.clone());
@@ -156,6 +163,21 @@ impl WorkerMetrics {
             "From the first token drawn here to the decode node's verdict",
             Unit::Seconds,
             metrics.transfer_seconds.clone(),
+        );
+        registry.register(
+            "handoff_probe_bytes_per_second",
+            "What the last probe of a path to a decode node gave; 0 when it failed",
+            metrics.probe_rate.clone(),
+        );
+        registry.register(
+            "handoff_slow",
+            "Transfers that were far slower than their path's probe",
+            metrics.slow.clone(),
+        );
+        registry.register(
+            "handoff_bad_paths",
+            "Paths to decode nodes whose last probe was far slower than the one before",
+            metrics.bad_paths.clone(),
         );
         metrics
     }
@@ -215,6 +237,22 @@ impl WorkerMetrics {
         self.transferred("sent", bytes);
         self.transfer_early_bytes.inc_by(early_bytes);
         self.transfer_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// What was learnt of a path to a decode node.
+    pub fn path(&self, event: PathEvent) {
+        let label = |transport: baton_transfer::Transport| [("transport", transport.name())];
+        match event {
+            PathEvent::Probed(transport, bytes_per_s) => {
+                self.probe_rate.get_or_create(&label(transport)).set(bytes_per_s);
+            }
+            PathEvent::Slow(transport) => {
+                self.slow.get_or_create(&label(transport)).inc();
+            }
+            PathEvent::Bad(transport, paths) => {
+                self.bad_paths.get_or_create(&label(transport)).set(paths as i64);
+            }
+        }
     }
 
     /// KV that a peer has pushed and that was verified.

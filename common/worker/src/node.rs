@@ -100,6 +100,7 @@ impl Node {
             return Err(NodeError::Certificate { host: host.to_owned() });
         }
         let worker_config = WorkerConfig {
+            protocol_max: config.protocol_max,
             lease_ms: config.lease_ms,
             drain_ms: config.handoff_drain_ms,
             max_updates: config.max_updates,

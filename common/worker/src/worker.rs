@@ -23,6 +23,8 @@ pub struct WorkerConfig {
     pub address: String,
     /// Bounds of the scheduler. `max_context` is cut to the model's and to what the pool holds, `block_tokens` is the engine's.
     pub scheduler: SchedulerConfig,
+    /// Newest version of the handoff to speak.
+    pub protocol_max: u32,
     /// See [`baton_transfer::limits::LEASE_MS`].
     pub lease_ms: u64,
     /// See [`baton_transfer::limits::DRAIN_MS`].
@@ -42,6 +44,7 @@ impl WorkerConfig {
             node,
             address,
             scheduler,
+            protocol_max: baton_proto::PROTOCOL_MAX,
             lease_ms: baton_transfer::limits::LEASE_MS,
             drain_ms: baton_transfer::limits::DRAIN_MS,
             max_handoffs: baton_transfer::limits::MAX_HANDOFFS,
@@ -70,6 +73,8 @@ pub struct NodeFacts {
     pub blocks: usize,
     /// Prompt + output of one sequence at most, tokens.
     pub max_context: usize,
+    /// Newest version of the handoff that it speaks.
+    pub protocol_max: u32,
     /// A lease's length, ms.
     pub lease_ms: u64,
 }
@@ -112,6 +117,7 @@ impl Worker {
             layout,
             blocks,
             max_context: scheduler.max_context,
+            protocol_max: config.protocol_max,
             lease_ms: config.lease_ms,
         };
         let receiver = ReceiverConfig {
@@ -121,7 +127,7 @@ impl Worker {
             identity: facts.identity,
             layout,
             vocabulary: facts.model.vocabulary,
-            protocol_max: baton_proto::PROTOCOL_MAX,
+            protocol_max: config.protocol_max,
             lease_ms: config.lease_ms,
             drain_ms: config.drain_ms,
             max_handoffs: config.max_handoffs,

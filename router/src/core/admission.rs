@@ -19,6 +19,7 @@ use baton_kv::{RequestId, Time};
 use super::{
     member::{Credit, Hello, Load, MemberId, Role},
     members::{Expected, JoinError, Joined, Members, Shape},
+    pairs::Travelled,
     placement::{self, Candidate, Needs, Path, PlacementConfig, Possible},
     prefix_index::{KvReport, PrefixIndex},
 };
@@ -84,6 +85,15 @@ pub enum Event {
         request: RequestId,
         /// Which.
         leg: Leg,
+    },
+    /// A request's KV has travelled.
+    Travelled {
+        /// From there.
+        prefill: MemberId,
+        /// To there.
+        decode: MemberId,
+        /// How.
+        travelled: Travelled,
     },
     /// The leg is over: its credit comes back.
     Settled {
@@ -258,6 +268,11 @@ impl Admission {
             Event::Begun { request } => self.begun(request, now),
             Event::Requeue { request, by } => self.requeue(request, by, now),
             Event::Acknowledged { request, leg } => return self.acknowledged(request, leg),
+            Event::Travelled {
+                prefill,
+                decode,
+                travelled,
+            } => return self.members.travelled(prefill, decode, travelled),
             Event::Settled { request, leg } => self.settled(request, leg),
             Event::Done { request } => self.done(request),
             Event::Load { member, load } => {

@@ -1,5 +1,7 @@
 //! One node as the router knows it: its hello, its last load, and the dispatches that the load does not show yet (credits).
 
+use std::ops::RangeInclusive;
+
 use baton_kv::{Epoch, KvIdentity, KvLayout, NodeId};
 
 /// One announcement of one node: a node that comes back is another member. Never reused.
@@ -55,6 +57,19 @@ pub struct Hello {
     pub protocol_min: u32,
     /// Highest protocol version spoken.
     pub protocol_max: u32,
+}
+
+impl Hello {
+    /// Whether it speaks any of these versions of the handoff.
+    pub fn versions_meet(&self, versions: &RangeInclusive<u32>) -> bool {
+        self.protocol_min.max(*versions.start()) <= self.protocol_max.min(*versions.end())
+    }
+
+    /// Whether KV can be handed over between the two.
+    pub fn pairs_with(&self, other: &Self) -> bool {
+        let versions = other.protocol_min..=other.protocol_max;
+        self.identity == other.identity && self.layout == other.layout && self.versions_meet(&versions)
+    }
 }
 
 /// What a node reports at least every second.

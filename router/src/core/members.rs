@@ -1,10 +1,13 @@
 //! The nodes that have announced themselves to this router: one model, one identity, one layout.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use baton_kv::{KvIdentity, KvLayout, NodeId};
 
-use super::member::{Credit, Hello, Member, MemberId, Role};
+use super::{
+    member::{Credit, Hello, Member, MemberId, Role},
+    pairs::{Pairs, Travelled},
+};
 
 /// Members at most: one more is refused.
 pub const MAX_MEMBERS: usize = 4_096;
@@ -27,8 +30,8 @@ pub struct Expected {
     pub model: String,
     /// Its vocabulary.
     pub vocabulary: usize,
-    /// The protocol version that this build speaks.
-    pub protocol: u32,
+    /// Versions of the handoff whose nodes it takes.
+    pub versions: RangeInclusive<u32>,
 }
 
 /// Why a hello was not taken.
@@ -38,14 +41,14 @@ pub enum JoinError {
     #[error("malformed hello: {0}")]
     Malformed(&'static str),
     /// No version in common.
-    #[error("the node speaks protocol versions {min} to {max}, this router {ours}")]
+    #[error("the node speaks versions {min} to {max} of the handoff, this router takes {} to {}", ours.start(), ours.end())]
     ProtocolMismatch {
         /// The node's lowest.
         min: u32,
         /// The node's highest.
         max: u32,
         /// The router's.
-        ours: u32,
+        ours: RangeInclusive<u32>,
     },
     /// Another model.
     #[error(
@@ -105,6 +108,7 @@ pub struct Joined {
 pub struct Members {
     expected: Expected,
     members: BTreeMap<MemberId, Member>,
+    pairs: Pairs,
     next: u64,
     dispatches: u64,
 }
@@ -115,6 +119,7 @@ impl Members {
         Self {
             expected,
             members: BTreeMap::new(),
+            pairs: Pairs::default(),
             next: 1,
             dispatches: 0,
         }
@@ -141,7 +146,7 @@ impl Members {
             }
         }
         if let Some(replaced) = replaced {
-            self.members.remove(&replaced);
+            self.leave(replaced);
         }
         let member = MemberId(self.next);
         self.next += 1;
@@ -165,12 +170,12 @@ impl Members {
         if hello.blocks == 0 || hello.context_length == 0 {
             return Err(JoinError::Malformed("blocks and context_length must not be 0"));
         }
-        let ours = self.expected.protocol;
-        if !(hello.protocol_min..=hello.protocol_max).contains(&ours) {
+        let ours = &self.expected.versions;
+        if !hello.versions_meet(ours) {
             return Err(JoinError::ProtocolMismatch {
                 min: hello.protocol_min,
                 max: hello.protocol_max,
-                ours,
+                ours: ours.clone(),
             });
         }
         if hello.model != self.expected.model || hello.vocabulary != self.expected.vocabulary {
@@ -191,6 +196,7 @@ impl Members {
 
     /// Forgets a member; false if it was none any more.
     pub fn leave(&mut self, member: MemberId) -> bool {
+        self.pairs.forget(member);
         self.members.remove(&member).is_some()
     }
 
@@ -213,6 +219,30 @@ impl Members {
     pub fn ready(&self, role: Role) -> impl Iterator<Item = &Member> {
         self.iter()
             .filter(move |member| member.hello().role == role && member.ready())
+    }
+
+    /// KV of a request has travelled from `prefill` to `decode`; forgotten when either has left.
+    pub fn travelled(&mut self, prefill: MemberId, decode: MemberId, travelled: Travelled) {
+        if self.members.contains_key(&prefill) && self.members.contains_key(&decode) {
+            self.pairs.travelled(prefill, decode, travelled);
+        }
+    }
+
+    /// How fast KV travels between members.
+    pub fn pairs(&self) -> &Pairs {
+        &self.pairs
+    }
+
+    /// Nodes of the other role with which `member` cannot hand over: their versions of the handoff do not meet.
+    pub fn apart(&self, member: MemberId) -> Vec<NodeId> {
+        let Some(hello) = self.get(member).map(Member::hello) else {
+            return Vec::new();
+        };
+        self.iter()
+            .map(Member::hello)
+            .filter(|other| other.role != hello.role && !other.pairs_with(hello))
+            .map(|other| other.node.clone())
+            .collect()
     }
 
     /// What they share; `None` without members.

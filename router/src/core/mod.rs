@@ -5,6 +5,7 @@
 pub mod admission;
 pub mod member;
 pub mod members;
+pub mod pairs;
 pub mod placement;
 pub mod prefix_index;
 pub mod request;

@@ -128,7 +128,12 @@ pub fn candidates(needs: &Needs, members: &Members, index: &PrefixIndex, config:
     // Node and prompt may be large enough for each other, though busy now: such a node is waited for.
     let hands_over = |member: &&Member| {
         let known = member.hello().identity == needs.identity;
-        known && blocks_for(member, needs.prompt_tokens) <= member.hello().blocks
+        let paired = || {
+            members
+                .ready(Role::Decode)
+                .any(|decode| member.hello().pairs_with(decode.hello()))
+        };
+        known && blocks_for(member, needs.prompt_tokens) <= member.hello().blocks && paired()
     };
     let prefill_nodes: Vec<&Member> = members.ready(Role::Prefill).filter(hands_over).collect();
     if local.is_empty() && prefill_nodes.is_empty() {
@@ -256,8 +261,7 @@ impl<'a> Side<'a> {
     }
 
     fn pairs_with(&self, decode: &Side<'_>) -> bool {
-        let (a, b) = (self.member.hello(), decode.member.hello());
-        a.identity == b.identity && a.layout == b.layout
+        self.member.hello().pairs_with(decode.member.hello())
     }
 
     fn tie(&self, other: &Side<'_>) -> Ordering {

@@ -356,7 +356,18 @@ impl Life {
                 transfer_ms,
                 kv_bytes,
                 kv_blocks,
+                travelled,
             } => {
+                if let (Some(travelled), Some(prefill), Some(decode)) =
+                    (travelled, self.place(Leg::Prefill), self.place(Leg::Decode))
+                {
+                    actions.push(Action::Travelled {
+                        prefill: prefill.member,
+                        decode: decode.member,
+                        travelled,
+                    });
+                    self.record.transport = Some(travelled.transport);
+                }
                 self.record.prefill_ms = prefill_ms;
                 self.record.transfer_ms = transfer_ms;
                 self.record.kv_bytes = kv_bytes;

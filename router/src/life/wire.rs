@@ -7,6 +7,7 @@ use tonic::Status;
 use crate::{
     core::{
         admission::Leg,
+        pairs::{Transport, Travelled},
         request::{EndReason, Event, LegError, Token},
     },
     nodes::leg_error,
@@ -78,6 +79,11 @@ pub(super) fn prefill_event(item: Option<Result<Option<pb::PrefillEvent>, Status
             transfer_ms: done.transfer_ms,
             kv_bytes: done.kv_bytes,
             kv_blocks: done.kv_blocks,
+            travelled: Transport::from_name(&done.transport).map(|transport| Travelled {
+                transport,
+                bytes_per_s: done.bytes_per_s,
+                predicted_bytes_per_s: done.predicted_bytes_per_s,
+            }),
         },
         None => Event::PrefillFailed(protocol("an event that this router does not know")),
     }

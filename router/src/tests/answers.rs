@@ -114,9 +114,14 @@ async fn a_handoff_from_end_to_end() {
         kv_bytes: 4_096,
         kv_blocks: 1,
         attempts: 1,
-        transport: "grpc".to_owned(),
+        transport: "shm".to_owned(),
     };
     assert_eq!(finished.served, Some(served));
+    let metrics = router.metrics().await;
+    for (kind, rate) in [("achieved", "1000000000.0"), ("predicted", "2000000000.0")] {
+        let sample = format!("baton_handoff_bytes_per_second{{transport=\"shm\",kind=\"{kind}\"}} {rate}");
+        assert!(metrics.contains(&sample), "{sample} in {metrics}");
+    }
     let timings = finished.timings.expect("timings");
     assert_eq!(
         (timings.prefill_ms, timings.transfer_ms, timings.first_step_ms),

@@ -477,7 +477,7 @@ impl PrefillCall {
             kv_blocks: 1,
             bytes_per_s: 1e9,
             alternatives: following(first_token, self.asked()),
-            transport: "grpc".to_owned(),
+            transport: "shm".to_owned(),
             predicted_bytes_per_s: 2e9,
         };
         self.say(pb::prefill_event::Event::Done(done)).await;

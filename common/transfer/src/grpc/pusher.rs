@@ -3,7 +3,10 @@
 use std::{collections::VecDeque, future::poll_fn, sync::Arc, time::Duration};
 
 use baton_kv::{BlockName, Epoch, KvIdentity, KvMemory, NodeId, Time, TokenId};
-use baton_proto::node::v1::{self as pb, push_frame::Frame, push_reply::Reply};
+use baton_proto::{
+    PROTOCOL_MIN,
+    node::v1::{self as pb, push_frame::Frame, push_reply::Reply},
+};
 use futures_util::future::BoxFuture;
 use http::header;
 use prost::Message as _;
@@ -11,26 +14,20 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
-use tonic::{
-    Code, Status,
-    body::Body,
-    codegen::Service,
-    metadata::MetadataMap,
-    transport::{Channel, ClientTlsConfig},
-};
+use tonic::{Code, Status, body::Body, codegen::Service, metadata::MetadataMap, transport::Channel};
 
 use super::{
-    Hold, PUSH_PATH, PushInput,
+    Hold, PUSH_PATH, PathConfig, PushInput,
     messages::Messages,
     outgoing::{Outgoing, OutgoingBody},
-    peers::Peers,
+    peers::{Peers, Way},
     read_ahead::{ReadAhead, Share},
     reading::{Kept, read_runs, run_bytes, sum_runs},
     service::GRPC,
 };
 use crate::{
-    Chain, PushFailure, Reject, RunToSend, Sender, SenderAction, SenderConfig, SenderState, Ticket, Transport,
-    WireError, limits,
+    Chain, PushFailure, Reject, RunToSend, Sender, SenderAction, SenderConfig, SenderState, Terms, Ticket, Transport,
+    WireError, limits, path::PathError,
 };
 
 /// What a pusher knows of its node.
@@ -44,8 +41,8 @@ pub struct PusherConfig {
     pub identity: KvIdentity,
     /// Newest version of the handoff that it speaks.
     pub protocol_max: u32,
-    /// What it shows to decode nodes, and whom it believes; `None`: no TLS.
-    pub tls: Option<ClientTlsConfig>,
+    /// By what ways its pushes may go.
+    pub paths: PathConfig,
 }
 
 /// One push.
@@ -77,6 +74,10 @@ pub struct PushReport {
     pub transfer_ms: f64,
     /// Payload over the time in which pieces were being sent, the wait for the verdict included.
     pub bytes_per_s: f64,
+    /// How they travelled.
+    pub transport: Transport,
+    /// What was expected of the path when the push began, for as many bytes; 0 when nothing was known.
+    pub predicted_bytes_per_s: f64,
 }
 
 /// Why a push did not end verified. The decode node drains by itself.
@@ -99,6 +100,9 @@ pub enum PushError {
     /// Refused, or out of time.
     #[error(transparent)]
     Failed(#[from] PushFailure),
+    /// No path to the decode node may be taken. Another decode node may help.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The node's own blocks could not be read.
     #[error("the prompt's KV could not be read")]
     Memory,
@@ -115,6 +119,8 @@ impl PushError {
             Self::Failed(PushFailure::LeaseEnded) => "LEASE_ENDED",
             Self::Failed(PushFailure::Deadline) => "DEADLINE",
             Self::Failed(PushFailure::Protocol) => "PEER_PROTOCOL",
+            Self::Path(PathError::Unavailable { .. }) => "TRANSPORT_UNAVAILABLE",
+            Self::Path(PathError::Slow { .. }) => "PATH_SLOW",
             Self::Memory => "KV_UNREADABLE",
         }
     }
@@ -126,24 +132,35 @@ pub struct Pusher {
     memory: Arc<dyn KvMemory>,
     peers: Peers,
     read_ahead: ReadAhead,
-    transport: Transport,
+    /// Instead of what its paths say.
+    transport: Option<Transport>,
 }
 
 impl Pusher {
     /// Reads blocks from `memory`, whose layout it offers.
     pub fn new(config: PusherConfig, memory: Arc<dyn KvMemory>) -> Self {
+        let terms = Terms {
+            node: config.node.clone(),
+            epoch: config.epoch,
+            identity: config.identity,
+            layout: *memory.layout(),
+            versions: PROTOCOL_MIN..=config.protocol_max,
+        };
         Self {
-            peers: Peers::new(config.tls.clone()),
+            peers: Peers::new(terms, config.paths.clone()),
             config,
             memory,
             read_ahead: ReadAhead::new(limits::READ_AHEAD_BYTES),
-            transport: Transport::Grpc,
+            transport: None,
         }
     }
 
-    /// Over another transport than gRPC. Over shared memory, decode nodes must have mapped `memory`, as a [`crate::shm::Offer`] lets them.
+    /// Over this transport, whatever the paths say. Over shared memory, decode nodes must have mapped `memory`, as a [`crate::shm::Offer`] lets them.
     pub fn with_transport(self, transport: Transport) -> Self {
-        Self { transport, ..self }
+        Self {
+            transport: Some(transport),
+            ..self
+        }
     }
 
     /// With another bound than [`limits::READ_AHEAD_BYTES`].
@@ -159,23 +176,19 @@ impl Pusher {
     pub async fn push(&self, job: PushJob) -> Result<PushReport, PushError> {
         let started = Instant::now();
         let address = job.ticket.address.clone();
+        let way = self.way(&job.ticket, job.deadline_ms).await?;
         let config = SenderConfig {
             node: self.config.node.clone(),
             epoch: self.config.epoch,
             identity: self.config.identity,
             layout: *self.memory.layout(),
             protocol_max: self.config.protocol_max,
-            transport: self.transport,
+            transport: self.transport.unwrap_or(way.transport),
             root: job.root,
             prompt: &job.prompt,
             deadline: Time(0).after_ms(job.deadline_ms),
         };
         let mut sender = Sender::new(job.ticket, config, Time(0))?;
-        let channel = self.peers.channel(&address).map_err(|error| PushError::Connect {
-            address: address.clone(),
-            message: error.to_string(),
-        })?;
-
         let (frames, outgoing) = mpsc::channel(limits::FRAMES_AHEAD);
         let mut outbox = VecDeque::new();
         if let Some(SenderAction::Open(claims)) = sender.next(Time(0), false) {
@@ -195,7 +208,7 @@ impl Pusher {
             busy: Busy::default(),
         };
         push.hand_over_open();
-        let open = open(channel, job.metadata, OutgoingBody::request(outgoing));
+        let open = open(way.channel.clone(), job.metadata, OutgoingBody::request(outgoing));
         let by = Duration::from_millis(limits::OPEN_MS).min(push.until(push.sender.wake_at()));
         let replies = match timeout(by, open).await {
             Ok(Ok(replies)) => replies,
@@ -218,7 +231,30 @@ impl Pusher {
                 });
             }
         };
-        push.run(replies).await
+        let report = push.run(replies).await?;
+        self.peers.transferred(&way, report.kv_bytes, report.bytes_per_s);
+        Ok(PushReport {
+            predicted_bytes_per_s: way.predicted(report.kv_bytes),
+            ..report
+        })
+    }
+
+    /// The way to the ticket's decode node, within what is left of lease and deadline.
+    async fn way(&self, ticket: &Ticket, deadline_ms: u64) -> Result<Way, PushError> {
+        let by = limits::OPEN_MS.min(ticket.lease_ms).min(deadline_ms);
+        let way = timeout(Duration::from_millis(by), self.peers.way(ticket)).await;
+        way.unwrap_or_else(|_| {
+            Err(if by == deadline_ms {
+                PushFailure::Deadline.into()
+            } else if by == ticket.lease_ms {
+                PushFailure::LeaseEnded.into()
+            } else {
+                PushError::Connect {
+                    address: ticket.address.clone(),
+                    message: "no answer in time".to_owned(),
+                }
+            })
+        })
     }
 }
 
@@ -411,6 +447,8 @@ impl Push {
             kv_blocks: self.sender.blocks(),
             transfer_ms: self.first_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3),
             bytes_per_s: if seconds > 0.0 { kv_bytes as f64 / seconds } else { 0.0 },
+            transport: self.sender.transport(),
+            predicted_bytes_per_s: 0.0,
         }
     }
 }

@@ -23,12 +23,13 @@ use tracing::Instrument;
 use super::{
     Fences, PUSH_PATH,
     incoming::Incoming,
+    introduce,
     messages::Messages,
     outgoing::{Outgoing, OutgoingBody},
     port::{ReceiverPort, write_pieces},
 };
 use crate::{
-    Chain, Claims, FinalClaims, FrameBytes, PiecesHeader, Reject, StreamId, Transport, Verdict, limits,
+    Chain, Claims, FinalClaims, FrameBytes, PiecesHeader, Reject, StreamId, Terms, Transport, Verdict, limits,
     sender::heartbeat_ms,
     shm::{MappedPool, Mapping, Mappings},
 };
@@ -75,6 +76,10 @@ impl<P: ReceiverPort> HandoffService<P> {
             copiers: Arc::new(Semaphore::new(limits::SHM_COPIES)),
         });
         self
+    }
+
+    fn terms(&self) -> Terms {
+        self.port.locked(|receiver, _, _, _| receiver.terms())
     }
 
     /// The tower service, with its message limits; serve it on a [`super::configure_server`] server.
@@ -162,12 +167,17 @@ impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
         Err(Status::unimplemented("pushes are taken by hand"))
     }
 
-    async fn introduce(&self, _: Request<pb::PeerHello>) -> Result<Response<pb::PeerWelcome>, Status> {
-        Err(Status::unimplemented("version 1"))
+    async fn introduce(&self, request: Request<pb::PeerHello>) -> Result<Response<pb::PeerWelcome>, Status> {
+        introduce::welcome(&self.terms(), request.get_ref()).map(Response::new)
     }
 
-    async fn probe(&self, _: Request<Streaming<pb::ProbeFrame>>) -> Result<Response<pb::ProbeReport>, Status> {
-        Err(Status::unimplemented("version 1"))
+    async fn probe(&self, request: Request<Streaming<pb::ProbeFrame>>) -> Result<Response<pb::ProbeReport>, Status> {
+        let Ok(_permit) = self.streams.try_acquire() else {
+            return Err(Status::resource_exhausted("too many pushes are open"));
+        };
+        introduce::probe(&self.terms(), request.into_inner())
+            .await
+            .map(Response::new)
     }
 }
 

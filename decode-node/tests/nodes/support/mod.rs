@@ -14,6 +14,7 @@ use baton_node::{Lifecycle, Phase, random};
 use baton_prefill_node::PrefillConfig;
 use baton_proto::node::v1::{self as pb, decode_client::DecodeClient, prefill_client::PrefillClient};
 use baton_scheduler::SchedulerConfig;
+use baton_transfer::path::{Preference, SlowPath};
 use baton_worker::{Listeners, NodeConfig, NodeError};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -88,6 +89,7 @@ fn config(id: &str, router: &Router) -> NodeConfig {
         lease_ms: 10_000,
         handoff_drain_ms: 500,
         max_updates: 1_024,
+        protocol_max: baton_proto::PROTOCOL_MAX,
         drain: Duration::from_secs(10),
         tls: None,
     }
@@ -118,7 +120,19 @@ impl TestNode {
 
     pub async fn prefill_with(id: &str, router: &Router, engine: Box<dyn Engine>) -> Self {
         Self::start(config(id, router), router, move |node, lifecycle, listeners| {
-            baton_prefill_node::run(PrefillConfig { node }, engine, lifecycle, listeners)
+            baton_prefill_node::run(
+                PrefillConfig {
+                    node,
+                    preference: Preference::Auto,
+                    slow: SlowPath {
+                        ratio: 0.25,
+                        refuse: false,
+                    },
+                },
+                engine,
+                lifecycle,
+                listeners,
+            )
         })
         .await
     }

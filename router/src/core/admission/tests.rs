@@ -60,7 +60,7 @@ impl Run {
         let expected = Expected {
             model: "m".to_owned(),
             vocabulary: 10,
-            protocol: 1,
+            versions: 1..=2,
         };
         Self {
             admission: Admission::new(config, expected),
@@ -308,7 +308,10 @@ fn a_hello_is_checked() {
     check(|hello| hello.address.clear(), "MALFORMED");
     check(|hello| hello.layout.block_tokens = 0, "MALFORMED");
     check(|hello| hello.blocks = 0, "MALFORMED");
-    check(|hello| hello.protocol_min = 2, "PROTOCOL_MISMATCH");
+    check(
+        |hello| (hello.protocol_min, hello.protocol_max) = (3, 4),
+        "PROTOCOL_MISMATCH",
+    );
     check(|hello| hello.model = "other".to_owned(), "MODEL_MISMATCH");
     check(|hello| hello.vocabulary = 11, "MODEL_MISMATCH");
 

@@ -54,7 +54,7 @@ fn cluster(nodes: &[(Role, u64, u64)]) -> Cluster {
     let expected = Expected {
         model: "m".to_owned(),
         vocabulary: 10,
-        protocol: 1,
+        versions: 1..=2,
     };
     let mut cluster = Cluster {
         members: Members::new(expected),
@@ -229,4 +229,32 @@ fn says_what_can_never_be_placed() {
         )
         .is_empty()
     );
+}
+
+/// One more node, which speaks `versions`.
+fn join(cluster: &mut Cluster, name: &str, role: Role, versions: (u32, u32), available_blocks: u64) -> MemberId {
+    let hello = Hello {
+        protocol_min: versions.0,
+        protocol_max: versions.1,
+        ..hello(name, role)
+    };
+    let member = cluster.members.join(hello).expect("the router takes it").member;
+    let joined = cluster.members.get_mut(member).expect("a member");
+    joined.report(load(0, available_blocks));
+    cluster.index.join(member, Epoch(1));
+    member
+}
+
+#[test]
+fn nodes_whose_versions_do_not_meet_are_never_paired() {
+    let mut cluster = cluster(&[]);
+    let prefill = join(&mut cluster, "p2", Prefill, (2, 3), 50);
+    let old = join(&mut cluster, "d1", Decode, (1, 1), 50);
+    // Nobody to hand over to: the decode node runs prompts itself, rather than that they wait.
+    assert_eq!(best(&cluster, 16, 0), Some(Path::Local { decode: old }));
+    assert_eq!(cluster.members.apart(prefill), [NodeId("d1".to_owned())]);
+    // Fuller, and the only one that fits.
+    let decode = join(&mut cluster, "d2", Decode, (1, 2), 20);
+    assert_eq!(best(&cluster, 16, 0), Some(Path::Handoff { prefill, decode }));
+    assert_eq!(cluster.members.apart(decode), []);
 }

@@ -3,7 +3,11 @@
 use baton_kv::{Attempt, NodeId, TokenId};
 
 use crate::{
-    core::{admission::Leg, member::MemberId},
+    core::{
+        admission::Leg,
+        member::MemberId,
+        pairs::{Transport, Travelled},
+    },
     error::GenerateError,
 };
 
@@ -138,6 +142,8 @@ pub enum Event {
         kv_bytes: u64,
         /// That crossed.
         kv_blocks: u32,
+        /// How it crossed; `None` when nothing did, or by a way that this router does not know.
+        travelled: Option<Travelled>,
     },
     /// The prefill leg broke.
     PrefillFailed(LegError),
@@ -154,6 +160,15 @@ pub enum Event {
 /// What the driver must do, in this order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Action {
+    /// KV has travelled: the cluster remembers how fast.
+    Travelled {
+        /// From there.
+        prefill: MemberId,
+        /// To there.
+        decode: MemberId,
+        /// How.
+        travelled: Travelled,
+    },
     /// Open the request on the decode node: reserve for a handoff, or run it there.
     OpenDecode {
         /// The node.
@@ -213,6 +228,8 @@ pub struct Record {
     pub kv_bytes: u64,
     /// That crossed.
     pub kv_blocks: u32,
+    /// How it crossed.
+    pub transport: Option<Transport>,
     /// Dispatches.
     pub attempts: u32,
     /// The node that computed the prompt for the decode node.

@@ -68,6 +68,7 @@ fn done(ended: Option<EndReason>) -> Event {
         transfer_ms: 3.0,
         kv_bytes: 4_096,
         kv_blocks: 2,
+        travelled: None,
     }
 }
 
@@ -640,7 +641,7 @@ proptest! {
                         prop_assert!(open.is_empty());
                         prop_assert!(outcome.is_err() || next > 0);
                     }
-                    Action::Acknowledged(_) | Action::Settled(_) => {}
+                    Action::Acknowledged(_) | Action::Settled(_) | Action::Travelled { .. } => {}
                 }
             }
         }

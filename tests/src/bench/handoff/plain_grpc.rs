@@ -118,6 +118,6 @@ pub(super) fn source() -> anyhow::Result<()> {
 /// Read from memory one after the other, as a node would.
 fn messages(memory: Arc<Vec<u8>>, bytes: usize) -> impl Stream<Item = pb::ProbeFrame> + Send + 'static {
     tokio_stream::iter((0..bytes).step_by(MESSAGE_BYTES).map(move |at| pb::ProbeFrame {
-        data: memory[at..bytes.min(at + MESSAGE_BYTES)].to_vec(),
+        data: memory[at..bytes.min(at + MESSAGE_BYTES)].to_vec().into(),
     }))
 }

@@ -7,7 +7,7 @@ use baton_kv::{BlockId, NodeId};
 use baton_proto::node::v1 as pb;
 use baton_transfer::{
     Capability, FirstToken, Ticket, Transport,
-    grpc::{PushJob, Pusher, PusherConfig, push_feed},
+    grpc::{PathConfig, PushJob, Pusher, PusherConfig, push_feed},
     shm::{Directory, Offer},
 };
 use prost::Message;
@@ -62,7 +62,7 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
         epoch: SENDER_EPOCH,
         identity: IDENTITY,
         protocol_max: baton_proto::PROTOCOL_MAX,
-        tls: None,
+        paths: PathConfig::plain(),
     };
     let pusher = Pusher::new(config, memory.clone());
     let (pusher, offer) = match way {

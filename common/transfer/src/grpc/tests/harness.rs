@@ -309,7 +309,7 @@ impl Source {
             epoch: EPOCH,
             identity: IDENTITY,
             protocol_max: baton_proto::PROTOCOL_MAX,
-            tls: None,
+            paths: PathConfig::plain(),
         };
         Self {
             pusher: Pusher::new(config, memory.clone()),
