@@ -46,8 +46,8 @@ pub struct Breakdown {
 /// Runs the steps and takes the caller's thread's time of each operation.
 ///
 /// **Kernels** are all operations but `sample`, from one operation's end to the next one's on the caller's thread: that includes waiting for the others' shares. **Outside** is
-/// the rest of the step: checking the plan, waking and joining the threads, RoPE angles, the sampler, the results; and for each kernel the bare cost of a barrier,
-/// which is measured apart and taken off the kernel's time.
+/// the rest of the step: checking the plan, waking and joining the threads, RoPE angles, the sampler, the results; and the bare cost of each barrier that the
+/// kernels meet at, which is measured apart and taken off their time.
 pub fn breakdown(engine: &mut LlamaEngine, steps: &[StepPlan]) -> Breakdown {
     let clock = clock_s();
     let barrier = barrier_s(engine, &steps[0]);
@@ -67,19 +67,21 @@ pub fn breakdown(engine: &mut LlamaEngine, steps: &[StepPlan]) -> Breakdown {
                         last: Instant::now(),
                         spent_s: [0.0; NAMES.len()],
                         calls: [0; NAMES.len()],
+                        met: [0; NAMES.len()],
                     };
                     decoder.run(&mut clocked);
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some((clocked.spent_s, clocked.calls));
+                    let told_of = (clocked.spent_s, clocked.calls, clocked.met);
+                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told_of);
                 })
                 .expect("a step");
         });
-        let (mut spent_s, calls) = told.into_inner().expect("a lock").expect("the caller's thread ran");
+        let (mut spent_s, calls, met) = told.into_inner().expect("a lock").expect("the caller's thread ran");
         let called: usize = calls.iter().sum();
         for (spent_s, &calls) in spent_s.iter_mut().zip(&calls) {
             *spent_s -= calls as f64 * clock;
         }
         let step = wall - (called + 1) as f64 * clock;
-        let barriers_s = (called - calls[SAMPLE]) as f64 * barrier;
+        let barriers_s = met[..SAMPLE].iter().sum::<usize>() as f64 * barrier;
         let kernels = spent_s.iter().sum::<f64>() - spent_s[SAMPLE] - barriers_s;
         barriers.push(100.0 * barriers_s / step);
         step_s.push(step);
@@ -106,29 +108,29 @@ fn clock_s() -> f64 {
     median((0..9).map(|_| seconds(|| (0..LOOKS).for_each(|_| look()))).collect()) / LOOKS as f64
 }
 
-/// Seconds of a barrier: an operation over no row does nothing else.
+/// Seconds of a barrier, of steps that all threads run.
 fn barrier_s(engine: &mut LlamaEngine, plan: &StepPlan) -> f64 {
+    const STEPS: usize = 21;
     const BARRIERS: usize = 1_000;
     let mut plan = plan.clone();
     plan.spans.iter_mut().for_each(|span| span.sample = None);
     let mut output = StepOutput::default();
-    let mut one = || {
-        let told = Mutex::new(0.0);
+    let told = Mutex::new(Vec::new());
+    for _ in 0..STEPS {
         engine
-            .step_with(&plan, &mut output, &|decoder, ops| {
-                let barriers = seconds(|| {
-                    for _ in 0..BARRIERS {
-                        ops.gather_rows(decoder.arena.normed, decoder.arena.last);
-                    }
-                });
+            .step_with(&plan, &mut output, &|_, ops| {
+                let barriers = seconds(|| (0..BARRIERS).for_each(|_| ops.meet()));
                 if ops.thread() == 0 {
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = barriers;
+                    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                    told.push((ops.threads(), barriers / BARRIERS as f64));
                 }
             })
             .expect("a step");
-        told.into_inner().expect("a lock") / BARRIERS as f64
-    };
-    median((0..21).map(|_| one()).collect())
+    }
+    let told = told.into_inner().expect("a lock");
+    let all = told.iter().map(|&(threads, _)| threads).max();
+    let barriers = told.iter().filter(|&&(threads, _)| Some(threads) == all);
+    median(barriers.map(|&(_, seconds)| seconds).collect())
 }
 
 /// Operations, and how long each took.
@@ -137,11 +139,14 @@ struct Clocked<'a, 'o> {
     last: Instant,
     spent_s: [f64; NAMES.len()],
     calls: [usize; NAMES.len()],
+    met: [usize; NAMES.len()],
 }
 
 impl<'o> Clocked<'_, 'o> {
     fn timed(&mut self, operation: usize, run: impl FnOnce(&mut CpuOps<'o>)) {
+        let met = self.ops.met();
         run(self.ops);
+        self.met[operation] += self.ops.met() - met;
         let now = Instant::now();
         self.spent_s[operation] += (now - self.last).as_secs_f64();
         self.calls[operation] += 1;

@@ -63,8 +63,18 @@ impl CpuOps<'_> {
         assert_eq!(self.core.arena.width(buffer), width, "buffer of another width");
     }
 
+    /// Threads that run the step.
+    pub fn threads(&self) -> usize {
+        self.member.threads()
+    }
+
+    /// How often this thread has met the others in this step.
+    pub fn met(&self) -> usize {
+        self.member.met()
+    }
+
     /// Waits for all.
-    fn meet(&mut self) {
+    pub fn meet(&mut self) {
         self.member.barrier();
         self.read = Buffers::default();
     }

@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    cell::UnsafeCell,
+    cell::{Cell, UnsafeCell},
     hint,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -221,6 +221,7 @@ impl Shared {
             seat,
             index: seat.index.load(Relaxed),
             threads: self.present.load(Relaxed),
+            met: Cell::new(0),
         };
         if catch_unwind(AssertUnwindSafe(|| task(&member))).is_err() {
             // (The advance releases it.)
@@ -271,6 +272,8 @@ pub(super) struct Member<'a> {
     seat: &'a Seat,
     index: usize,
     threads: usize,
+    /// Barriers passed.
+    met: Cell<usize>,
 }
 
 impl Member<'_> {
@@ -290,6 +293,7 @@ impl Member<'_> {
     /// When another thread panicked.
     pub(super) fn barrier(&self) {
         let shared = self.shared;
+        self.met.set(self.met.get() + 1);
         if self.threads == 1 {
             shared.next.0.store(0, Relaxed);
             return;
@@ -306,6 +310,11 @@ impl Member<'_> {
             shared.barrier.wait(seen);
             assert!(!shared.broken.load(Relaxed), "another thread of the team panicked");
         }
+    }
+
+    /// Barriers that this thread has passed since the task began.
+    pub(super) fn met(&self) -> usize {
+        self.met.get()
     }
 
     /// Next item of this phase, each given out once; the phase ends at the next barrier.
