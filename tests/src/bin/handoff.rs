@@ -101,9 +101,9 @@ fn sweep(scale: &Scale, limits: &Limits, peers: &Peers) -> anyhow::Result<Vec<Fi
     let program = std::env::current_exe()?;
     let mut figures = Vec::new();
     for (block_kib, grpc, shm) in SWEEP {
-        for way in Way::ALL {
+        for way in Way::SWEPT {
             let (metric, limit) = match way {
-                Way::Grpc => (grpc, limits.tcp),
+                Way::Grpc | Way::Tls => (grpc, limits.tcp),
                 Way::Shm => (shm, limits.copy),
             };
             let mut ours = Ours::start(&program, Payload::paged(block_kib << 10, scale.bytes), way)?;
@@ -117,6 +117,16 @@ fn sweep(scale: &Scale, limits: &Limits, peers: &Peers) -> anyhow::Result<Vec<Fi
             }
         }
     }
+    let mut ours = Ours::start(&program, Payload::paged(BLOCK_KIB << 10, scale.bytes), Way::Tls)?;
+    let runs = Runs::measure(scale.repeats, || ours.run())?;
+    runs.show(&format!("{}, {BLOCK_KIB} KiB", Way::Tls.name()));
+    figures.push(Figure::rate(
+        "grpc_tls_256k_gbps",
+        "GB/s",
+        runs.rate(),
+        None,
+        Some(limits.aes),
+    ));
     Ok(figures)
 }
 
@@ -133,7 +143,7 @@ fn verified(scale: &Scale) -> anyhow::Result<Vec<Figure>> {
     }
     let payload = Payload::paged(BLOCK_KIB << 10, scale.bytes);
     let mut figures = Vec::new();
-    for way in Way::ALL {
+    for way in Way::SWEPT {
         let mut ends = [
             Ours::start(&checked, payload, way)?,
             Ours::start(&unchecked, payload, way)?,
@@ -148,7 +158,7 @@ fn verified(scale: &Scale) -> anyhow::Result<Vec<Figure>> {
         checked.show(&format!("{}, {BLOCK_KIB} KiB, beside the next", way.name()));
         unchecked.show(&format!("{}, {BLOCK_KIB} KiB, unchecked", way.name()));
         let (metric, target) = match way {
-            Way::Grpc => ("verified_ratio_grpc", VERIFIED_GRPC_TARGET),
+            Way::Grpc | Way::Tls => ("verified_ratio_grpc", VERIFIED_GRPC_TARGET),
             Way::Shm => ("verified_ratio_shm", VERIFIED_SHM_TARGET),
         };
         let ratio = checked.rate() / unchecked.rate();

@@ -2,27 +2,31 @@
 
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
+use baton_node::{Tls, TlsArgs};
 
 use super::{Role, end::End, libraries::Over, payload::Payload, pushing, receiving, runs::Run};
+use crate::certificates::Certificates;
 
 /// How the KV travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Way {
     /// gRPC, in the clear.
     Grpc,
+    /// gRPC over TLS, both ends showing certificates.
+    Tls,
     /// The receiver copies from the sender's pool.
     Shm,
 }
 
 impl Way {
-    /// All.
-    pub const ALL: [Self; 2] = [Self::Grpc, Self::Shm];
+    /// Those that are measured at every block size.
+    pub const SWEPT: [Self; 2] = [Self::Grpc, Self::Shm];
 
     /// As tables call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Grpc => "gRPC",
+            Self::Tls => "gRPC TLS",
             Self::Shm => "shm",
         }
     }
@@ -30,7 +34,7 @@ impl Way {
     /// What others have to move bytes by, to be compared.
     pub fn over(self) -> Over {
         match self {
-            Self::Grpc => Over::Tcp,
+            Self::Grpc | Self::Tls => Over::Tcp,
             Self::Shm => Over::Shm,
         }
     }
@@ -43,8 +47,21 @@ pub struct Setup {
     pub payload: Payload,
     /// How.
     pub way: Way,
-    /// Where they may meet.
+    /// Where they may meet, and where certificates lie.
     pub directory: PathBuf,
+}
+
+impl Setup {
+    /// What an end shows, and whom it believes; none without TLS.
+    pub(super) fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let file = |name| (self.way == Way::Tls).then(|| self.directory.join(name));
+        let files = TlsArgs {
+            tls_cert: file("node.pem"),
+            tls_key: file("node.key"),
+            tls_ca: file("ca.pem"),
+        };
+        Ok(files.load()?)
+    }
 }
 
 /// Two processes with real pools, connected; the payload lies in the sender's.
@@ -53,17 +70,17 @@ pub struct Ours {
     receiver: End,
     sender: End,
     requests: u64,
-    _directory: TempDir,
+    _certificates: Certificates,
 }
 
 impl Ours {
     /// Starts both ends from `program`, and pushes once: every byte is compared where it then lies.
     pub fn start(program: &Path, payload: Payload, way: Way) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir()?;
+        let certificates = Certificates::sign();
         let setup = Setup {
             payload,
             way,
-            directory: directory.path().to_owned(),
+            directory: certificates.path(""),
         };
         let (mut receiver, ()) = End::start(program, &Role::Receive(setup.clone()))?;
         let (sender, offer): (_, Option<Vec<u8>>) = End::start(program, &Role::Push(setup))?;
@@ -75,7 +92,7 @@ impl Ours {
             receiver,
             sender,
             requests: 0,
-            _directory: directory,
+            _certificates: certificates,
         };
         ours.push(true)?;
         Ok(ours)

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use baton_engine::cpu::CpuKvMemory;
 use baton_kv::{BlockId, NodeId};
+use baton_node::Tls;
 use baton_proto::node::v1 as pb;
 use baton_transfer::{
     Capability, FirstToken, Ticket, Transport,
@@ -44,6 +45,7 @@ struct Source {
 }
 
 pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
+    let tls = setup.tls()?.as_ref().map(Tls::client);
     let Setup {
         payload,
         way,
@@ -62,11 +64,14 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
         epoch: SENDER_EPOCH,
         identity: IDENTITY,
         protocol_max: baton_proto::PROTOCOL_MAX,
-        paths: PathConfig::plain(),
+        paths: PathConfig {
+            tls,
+            ..PathConfig::plain()
+        },
     };
     let pusher = Pusher::new(config, memory.clone());
     let (pusher, offer) = match way {
-        Way::Grpc => (pusher, None),
+        Way::Grpc | Way::Tls => (pusher, None),
         Way::Shm => {
             let _entered = runtime.enter();
             let offer = Offer::open(

@@ -7,6 +7,7 @@ use std::{
 
 use baton_engine::cpu::CpuKvMemory;
 use baton_kv::{Attempt, BlockId, BlockName, Epoch, HandoffId, KvMemory, NodeId, Pool, RequestId, Time};
+use baton_node::{grpc::secure, tls::Clients};
 use baton_proto::node::v1 as pb;
 use baton_transfer::{
     Capability, Receiver, ReceiverAction, ReceiverConfig, Reserve,
@@ -140,9 +141,13 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
     let directory = Directory::open(Some(&setup.directory))?;
     let mappings = Mappings::new(tasks.clone(), shutdown.clone());
     let service = HandoffService::new(port.clone(), fences, tasks, shutdown).with_mappings(mappings.clone());
-    let server = configure_server(Server::builder())
-        .add_service(service.into_server())
-        .serve_with_incoming(TcpListenerStream::new(listener));
+    let server = secure(
+        configure_server(Server::builder()),
+        setup.tls()?.as_ref(),
+        Clients::MustShow,
+    )?
+    .add_service(service.into_server())
+    .serve_with_incoming(TcpListenerStream::new(listener));
     let handle = runtime.handle().clone();
     let serving = std::thread::spawn(move || runtime.block_on(server));
     end::serve((), |asked| {
