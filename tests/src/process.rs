@@ -215,9 +215,14 @@ impl Process {
         self.ended = true;
     }
 
-    /// Kills it if it runs, and starts it with the same arguments at the same addresses. Its log begins anew.
+    /// Kills it if it runs, and starts it with the same arguments at the same addresses. Its log begins anew; what was stray in it is kept.
     pub fn restart(&mut self) {
         self.kill();
+        // To the last line.
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        let stray = self.stray();
         let mut launch = self.launch.clone();
         let http = if self.role == Role::Router { "--http" } else { "--ops" };
         for (flag, address) in [("--grpc", self.grpc), (http, self.http)] {
@@ -229,6 +234,7 @@ impl Process {
             launch.args[at + 1] = address.to_string();
         }
         *self = Self::start(launch);
+        self.log.lock().expect("log").keep_stray(stray);
     }
 
     /// Sends a signal by name, e.g. `TERM`.
@@ -292,6 +298,13 @@ impl Process {
 }
 
 impl Log {
+    /// Of an earlier life.
+    fn keep_stray(&mut self, mut earlier: Vec<String>) {
+        earlier.append(&mut self.stray);
+        earlier.truncate(STRAY_LINES);
+        self.stray = earlier;
+    }
+
     fn push(&mut self, line: String) {
         let level = line.split_whitespace().nth(1);
         if (matches!(level, Some("WARN" | "ERROR")) || line.contains("panicked at")) && self.stray.len() < STRAY_LINES {

@@ -156,7 +156,7 @@ impl Receiver {
             }
             Phase::Reserved | Phase::Filling { .. } => Err(Reject::LeaseEnded),
             Phase::Verified { .. } | Phase::Decoding => Ok(now.ms_until(row.deadline)),
-            Phase::Aborting { .. } => Err(Reject::Aborted),
+            Phase::Aborting { reject, .. } => Err(reject),
         }
     }
 
@@ -187,7 +187,7 @@ impl Receiver {
             Phase::Reserved => {}
             Phase::Filling { .. } => return Err(Reject::StreamActive),
             Phase::Verified { .. } | Phase::Decoding => return Err(Reject::UnknownHandoff),
-            Phase::Aborting { .. } => return Err(Reject::Aborted),
+            Phase::Aborting { reject, .. } => return Err(reject),
         }
         if self.streams.contains_key(&stream) {
             return Err(Reject::Malformed);
@@ -405,8 +405,14 @@ impl Receiver {
             attempt: row.attempt,
             reason,
         });
+        let reject = match reason {
+            AbortReason::Rejected(reject) => reject,
+            AbortReason::LeaseEnded | AbortReason::Deadline => Reject::LeaseEnded,
+            _ => Reject::Aborted,
+        };
         let aborting = Phase::Aborting {
             drain_until: now.after_ms(self.config.drain_ms),
+            reject,
         };
         match std::mem::replace(&mut row.phase, aborting) {
             Phase::Decoding => {}
@@ -417,11 +423,6 @@ impl Receiver {
             }
         }
         if let Some(stream) = row.stream {
-            let reject = match reason {
-                AbortReason::Rejected(reject) => reject,
-                AbortReason::LeaseEnded | AbortReason::Deadline => Reject::LeaseEnded,
-                _ => Reject::Aborted,
-            };
             actions.push(ReceiverAction::Fence { stream, reject });
         }
         self.by_request.remove(&row.request);
@@ -481,7 +482,7 @@ impl Receiver {
             .collect();
         for handoff in due {
             let row = self.handoffs.get_mut(&handoff).expect("listed just now");
-            if let Phase::Aborting { drain_until } = &mut row.phase {
+            if let Phase::Aborting { drain_until, .. } = &mut row.phase {
                 // From this state on no frame of the stream gets a permit, so that copies under way are all that can still land.
                 *drain_until = now.after_ms(self.config.drain_ms);
                 if let Some(stream) = row.stream.take() {

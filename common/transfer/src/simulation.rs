@@ -252,6 +252,10 @@ impl World {
         match &mut self.frames[at].1 {
             Frame::Pieces(header, data) => {
                 let runs = header.runs.len();
+                // Truncated so often that no run is left: it stays so.
+                if runs == 0 {
+                    return;
+                }
                 let run = &mut header.runs[which % runs];
                 match how % 16 {
                     0 => run.slot ^= 1,

@@ -23,6 +23,8 @@ pub(super) enum Phase {
     Decoding,
     Aborting {
         drain_until: Time,
+        /// What late frames are told.
+        reject: Reject,
     },
 }
 
@@ -68,7 +70,7 @@ impl Handoff {
         match self.phase {
             Phase::Reserved | Phase::Filling { .. } => self.lease.ends(),
             Phase::Verified { .. } | Phase::Decoding => self.deadline,
-            Phase::Aborting { drain_until } => drain_until,
+            Phase::Aborting { drain_until, .. } => drain_until,
         }
     }
 
@@ -82,7 +84,7 @@ impl Handoff {
         match self.phase {
             Phase::Filling { .. } if self.lease.ended(now) => Err(Reject::LeaseEnded),
             Phase::Filling { protocol, transport } => Ok((protocol, transport)),
-            Phase::Aborting { .. } => Err(Reject::Aborted),
+            Phase::Aborting { reject, .. } => Err(reject),
             Phase::Reserved | Phase::Verified { .. } | Phase::Decoding => Err(Reject::UnknownHandoff),
         }
     }

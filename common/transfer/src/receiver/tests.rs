@@ -350,6 +350,10 @@ fn a_corrupt_block_is_asked_for_once() {
         assert_eq!(node.send_as(&run(&ticket, 1), second), Some(expected.clone()));
         if expected.is_err() {
             assert_eq!(node.reasons(), [AbortReason::Rejected(Reject::ChecksumMismatch)]);
+            // Whatever comes behind it is refused for the same reason.
+            assert_eq!(node.begin(&run(&ticket, 1)), Err(Reject::ChecksumMismatch));
+            assert_eq!(node.receiver.heartbeat(STREAM, node.now), Err(Reject::ChecksumMismatch));
+            assert_eq!(node.finish(&last(&ticket)), Err(Reject::ChecksumMismatch));
             node.close();
             node.assert_idle();
         }
