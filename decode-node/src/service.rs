@@ -4,7 +4,10 @@ use baton_engine::Engine;
 use baton_node::{Lifecycle, clock, limits, status, telemetry};
 use baton_proto::node::v1::{self as pb, decode_request, decode_server};
 use baton_scheduler::Role;
-use baton_transfer::grpc::HandoffService;
+use baton_transfer::{
+    grpc::HandoffService,
+    shm::{Directory, Mappings},
+};
 use baton_worker::{Listeners, Node, NodeError, Respond, Responses, Work, Worker};
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
@@ -19,6 +22,7 @@ pub async fn run(
     lifecycle: Lifecycle,
     listeners: Listeners,
 ) -> Result<(), NodeError> {
+    let shm_dir = config.node.shm_dir.clone();
     let node = Node::start(pb::Role::Decode, config.node, engine, lifecycle, listeners)?;
     let worker = node.worker().clone();
     let life = node.lifecycle();
@@ -28,6 +32,13 @@ pub async fn run(
         life.tasks().clone(),
         life.shutdown_token(),
     );
+    let handoff = match Directory::open(shm_dir.as_deref()) {
+        Ok(directory) => handoff.with_mappings(Mappings::new(directory, life.tasks().clone(), life.shutdown_token())),
+        Err(error) => {
+            tracing::warn!(%error, "no KV comes through shared memory (--shm-dir)");
+            handoff
+        }
+    };
     let service = DecodeService {
         respond: Respond::new(life.clone()),
         worker,

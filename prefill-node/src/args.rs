@@ -1,6 +1,7 @@
 //! The prefill node's flags.
 
 use baton_transfer::{
+    Transport,
     limits::SLOW_RATIO,
     path::{Preference, SlowPath},
 };
@@ -42,6 +43,13 @@ pub struct PrefillConfig {
     pub preference: Preference,
     /// When a path is slow, and what follows.
     pub slow: SlowPath,
+}
+
+impl PrefillConfig {
+    /// Whether the pool is to lie in memory that decode nodes of this host can map.
+    pub fn shares_pool(&self) -> bool {
+        self.preference != Preference::Only(Transport::Grpc)
+    }
 }
 
 /// A flag that cannot be served.

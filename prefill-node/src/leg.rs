@@ -41,7 +41,7 @@ impl Leg {
             mut stream,
         } = self;
         let (feed, input) = push_feed();
-        let span = info_span!("push", to = %ticket.decode_node);
+        let span = info_span!("push", to = %ticket.decode_node, transport = tracing::field::Empty);
         let mut metadata = MetadataMap::new();
         span.in_scope(|| telemetry::inject(&mut metadata));
         let push = pusher.push(PushJob {
@@ -52,7 +52,7 @@ impl Leg {
             metadata,
             input,
         });
-        let mut push = std::pin::pin!(push.instrument(span));
+        let mut push = std::pin::pin!(push.instrument(span.clone()));
 
         // The push is polled all the while: it keeps the lease, and its failure ends the computation.
         let computed = tokio::select! {
@@ -75,12 +75,14 @@ impl Leg {
         }
         feed.first_token(computed.first.clone());
         let report = push.await.map_err(|error| push_failed(&worker, &error))?;
+        span.record("transport", report.transport.name());
         // Its blocks are not needed any more, however long the router takes to hear of it.
         drop(stream);
         worker.metrics().sent(
             report.kv_bytes,
             report.early_bytes,
             Duration::from_secs_f64(report.transfer_ms / 1_000.0),
+            report.transport,
         );
         events
             .send(event(Event::Done(done(

@@ -1,14 +1,15 @@
 //! `baton.node.v1.Prefill`, and the process around it.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use baton_engine::Engine;
-use baton_node::{Lifecycle, Tls, clock, limits, status, telemetry};
+use baton_node::{Lifecycle, Tls, clock, limits, random, status, telemetry};
 use baton_proto::node::v1::{self as pb, prefill_server};
 use baton_scheduler::Role;
 use baton_transfer::{
-    Ticket,
+    Capability, Ticket,
     grpc::{PathConfig, Pusher, PusherConfig},
+    shm::{Directory, Offer, OfferError},
 };
 use baton_worker::{Listeners, Node, NodeError, Respond, Responses, Work, Worker};
 use tonic::{Request, Response, Status, service::Routes};
@@ -24,15 +25,21 @@ pub async fn run(
     listeners: Listeners,
 ) -> Result<(), NodeError> {
     let tls = config.node.tls.as_ref().map(Tls::client);
+    let (shares, shm_dir) = (config.shares_pool(), config.node.shm_dir.clone());
     let node = Node::start(pb::Role::Prefill, config.node, engine, lifecycle, listeners)?;
     let worker = node.worker().clone();
     let facts = worker.facts();
     let metrics = worker.metrics().clone();
+    let shared = if shares {
+        offer(&worker, node.lifecycle(), shm_dir.as_deref())
+    } else {
+        None
+    };
     let paths = PathConfig {
         preference: config.preference,
         slow: config.slow,
         tls,
-        shared: None,
+        shared,
         observer: Arc::new(move |event| metrics.path(event)),
     };
     let pusher = PusherConfig {
@@ -51,6 +58,24 @@ pub async fn run(
         .max_decoding_message_size(limits::GRPC_MESSAGE_BYTES)
         .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES);
     node.serve(Routes::new(service)).await
+}
+
+/// Offers the pool to decode nodes of this host, until the node stops; `None`: KV travels over gRPC.
+fn offer(worker: &Worker, lifecycle: &Lifecycle, directory: Option<&Path>) -> Option<pb::SharedPool> {
+    let token = Capability::new(random::capability());
+    let (tasks, stop) = (lifecycle.tasks(), lifecycle.shutdown_token());
+    let offered = Directory::open(directory)
+        .map_err(OfferError::from)
+        .and_then(|directory| Offer::open(&directory, worker.facts().epoch, token, &**worker.memory(), tasks, stop));
+    match offered {
+        Ok(offer) => Some(offer.to_proto()),
+        // The engine has said why.
+        Err(OfferError::NotShared) => None,
+        Err(error) => {
+            tracing::warn!("no KV goes through shared memory (--shm-dir): {error}");
+            None
+        }
+    }
 }
 
 /// The service.

@@ -65,11 +65,17 @@ pub struct Cluster {
     pub nodes: Vec<Process>,
     options: ClusterOptions,
     allowed: Vec<&'static str>,
+    /// Where its nodes meet to share memory.
+    shm: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts it and waits until the router is ready to serve.
-    pub fn start(options: ClusterOptions) -> Self {
+    pub fn start(mut options: ClusterOptions) -> Self {
+        let shm = tempfile::tempdir().expect("a directory");
+        options
+            .env
+            .push(("BATON_SHM_DIR".to_owned(), shm.path().display().to_string()));
         let host = host(&options.decode_within);
         let mut args: Vec<String> = [
             ("--grpc", format!("{host}:0")),
@@ -91,6 +97,7 @@ impl Cluster {
             nodes: Vec::new(),
             options,
             allowed: Vec::new(),
+            shm,
         };
         for index in 0..cluster.options.prefill {
             cluster.add_node(Role::Prefill, index);
@@ -139,6 +146,14 @@ impl Cluster {
         });
         node.wait_event("ready", READY);
         self.nodes.push(node);
+    }
+
+    /// Sockets at which pools are offered, or were: what a killed node leaves goes when the next one starts.
+    pub fn offers(&self) -> usize {
+        let users = std::fs::read_dir(self.shm.path()).expect("a directory");
+        users
+            .flat_map(|user| std::fs::read_dir(user.expect("an entry").path()).expect("a directory"))
+            .count()
     }
 
     /// Waits until the router counts every node that lives.

@@ -117,7 +117,7 @@ impl Bench {
             .map(|args| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<String>>());
         let mut cluster = Cluster::start(ClusterOptions {
             prefill: 2,
-            prefill_args,
+            prefill_args: [prefill_args, vec!["--transport".to_owned(), "grpc".to_owned()]].concat(),
             decode_args: [decode_args, vec!["--lease-ms".to_owned(), LEASE_MS.to_string()]].concat(),
             ..ClusterOptions::default()
         });

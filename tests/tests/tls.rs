@@ -14,7 +14,8 @@ use tonic::transport::Channel;
 fn start(certificates: &Certificates) -> Cluster {
     Cluster::start(ClusterOptions {
         router_args: certificates.flags(),
-        prefill_args: certificates.flags(),
+        // What is shared in memory is not spoken, in TLS or otherwise.
+        prefill_args: [certificates.flags(), vec!["--transport".to_owned(), "grpc".to_owned()]].concat(),
         decode_args: certificates.flags(),
         ..ClusterOptions::default()
     })

@@ -29,10 +29,11 @@ pub(crate) struct NodeCommand<A: Args> {
 
 pub(crate) fn prefill(command: NodeCommand<PrefillArgs>, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
     let config = command.role.validate().map_err(UsageError::from)?;
-    let node = config.node.clone();
+    let (node, shared_pool) = (config.node.clone(), config.shares_pool());
     run(
         "prefill",
         node,
+        shared_pool,
         command.engine,
         &command.process,
         telemetry,
@@ -46,6 +47,7 @@ pub(crate) fn decode(command: NodeCommand<DecodeArgs>, telemetry: &TelemetryArgs
     run(
         "decode",
         node,
+        false,
         command.engine,
         &command.process,
         telemetry,
@@ -57,6 +59,7 @@ pub(crate) fn decode(command: NodeCommand<DecodeArgs>, telemetry: &TelemetryArgs
 fn run<Fut>(
     name: &'static str,
     config: NodeConfig,
+    shared_pool: bool,
     engine: EngineArgs,
     process: &ProcessArgs,
     telemetry: &TelemetryArgs,
@@ -73,7 +76,7 @@ where
         let announcer = Announcer::listening(name, &config.node.0, grpc, ops);
         process::announce_ready(announcer.clone(), &lifecycle);
         let options = tokio::select! {
-            options = engine.options(&config) => options?,
+            options = engine.options(&config, shared_pool) => options?,
             () = lifecycle.draining() => return Ok(()),
         };
         if let Some(engine) = open(options, Loading::new(announcer), &lifecycle).await? {

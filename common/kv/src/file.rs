@@ -70,6 +70,20 @@ impl MemoryFile {
     }
 }
 
+/// Where the system says which shared memory it gives huge pages.
+pub const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Whether a [`MemoryFile`] may get huge pages on this system.
+pub fn shared_huge_pages() -> bool {
+    std::fs::read_to_string(SHMEM_ENABLED).is_ok_and(|modes| gives_huge(&modes))
+}
+
+/// The mode in brackets is the one that holds.
+fn gives_huge(modes: &str) -> bool {
+    let chosen = modes.split_whitespace().find(|mode| mode.starts_with('['));
+    chosen.is_some_and(|mode| ["[advise]", "[always]", "[within_size]", "[force]"].contains(&mode))
+}
+
 /// Why a file that came from another process was not mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum ForeignMemoryError {

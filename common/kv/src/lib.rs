@@ -25,7 +25,7 @@ mod time;
 
 pub use checksum::{CHECKED, Checksum, ChecksumState};
 pub use event::{KvEvent, KvEventKind};
-pub use file::{ForeignMemory, ForeignMemoryError, MemoryFile};
+pub use file::{ForeignMemory, ForeignMemoryError, MemoryFile, SHMEM_ENABLED, shared_huge_pages};
 pub use id::{Attempt, BlockId, Epoch, Generation, HandoffId, NodeId, RequestId, TokenId};
 pub use identity::{IdentityBuilder, KvIdentity};
 pub use layout::{KvDtype, KvLayout};

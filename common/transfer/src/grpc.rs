@@ -7,6 +7,7 @@ mod introduce;
 mod messages;
 mod outgoing;
 mod peers;
+mod pools;
 mod port;
 mod probe;
 mod pusher;

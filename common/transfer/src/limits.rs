@@ -91,6 +91,9 @@ pub const REPROBE_MS: u64 = 1_000;
 /// A doubtful path is probed beside other pushes only after this long: they make it slow.
 pub const REPROBE_BUSY_MS: u64 = 10_000;
 
+/// A pool that a peer could not map is offered to it again at most this often, and only when something is to be pushed to it.
+pub const REOFFER_MS: u64 = 10_000;
+
 /// To open a connection to a peer.
 pub const CONNECT_MS: u64 = 3_000;
 
@@ -107,8 +110,12 @@ pub const REPLY_MS: u64 = 5_000;
 /// Replies that wait for a slow sender.
 pub const REPLIES_AHEAD: usize = 8;
 
-/// Over the socket at which a pool is offered: for the token to come, and for the file.
-pub const SHM_FETCH_MS: u64 = 2_000;
+/// Over the socket at which a pool is offered: for the token to come, and for the file. With [`SHM_PROBE_MS`] it is less than [`MEET_MS`]: a peer whose pool
+/// cannot be mapped in time is told so, and pushes over gRPC.
+pub const SHM_FETCH_MS: u64 = 600;
+
+/// For the probe of a pool that was mapped, and the wait for its turn.
+pub const SHM_PROBE_MS: u64 = 1_200;
 
 /// After a connection could not be taken (no descriptors are left, say), before the next try.
 pub const SHM_ACCEPT_PAUSE_MS: u64 = 100;
@@ -116,8 +123,12 @@ pub const SHM_ACCEPT_PAUSE_MS: u64 = 100;
 /// Pools of other processes of the host that one decode node maps at once. Maps cost addresses, not memory.
 pub const MAX_MAPPINGS: usize = 64;
 
-/// What a probe of shared memory copies: more than a core's caches hold, so that the rate is the memory's.
-pub const SHM_PROBE_BYTES: usize = 32 << 20;
+/// What a probe of shared memory copies: more than a core's own caches hold, and little enough that taking its pages from the system, which may cost
+/// milliseconds per MiB, does not hold the first push up for long.
+pub const SHM_PROBE_BYTES: usize = 8 << 20;
+
+/// Passes of a probe of shared memory, after one that takes the pages: on a busy machine one or the other waits for the processor.
+pub const SHM_PROBE_PASSES: usize = 3;
 
 /// Frames over shared memory that one decode node copies at once, of all pushes, each on a thread: two take what the memory gives, and leave the rest of the
 /// processor to the engine.

@@ -19,6 +19,8 @@ pub use slots::RunToSend;
 pub enum SenderState {
     /// OPEN is to be sent, or to be answered.
     Opening,
+    /// The decode node has not mapped this node's pool, or not any more, and has taken nothing: [`Sender::reopen`], once, after it was offered again.
+    Unmapped,
     /// Blocks are sent as they are computed.
     Sending,
     /// FINAL is sent; the verdict is awaited.
@@ -104,6 +106,7 @@ pub struct Sender {
     slots: Slots,
     first: Option<FirstToken>,
     resent: bool,
+    reopened: bool,
 }
 
 impl Sender {
@@ -159,6 +162,7 @@ impl Sender {
             slots: Slots::new(&ticket, config.prompt.len(), protocol),
             first: None,
             resent: false,
+            reopened: false,
         })
     }
 
@@ -193,6 +197,9 @@ impl Sender {
         }
         if self.lease.ended(now) {
             self.state = SenderState::Failed(PushFailure::LeaseEnded);
+            return None;
+        }
+        if self.state == SenderState::Unmapped {
             return None;
         }
         if self.state == SenderState::Opening {
@@ -294,7 +301,23 @@ impl Sender {
     /// REJECTED.
     pub fn rejected(&mut self, reject: Reject) {
         if !self.ended() {
-            self.state = SenderState::Failed(PushFailure::Rejected(reject));
+            self.state = match (self.state, reject) {
+                (SenderState::Opening, Reject::PoolNotMapped) if !self.reopened => SenderState::Unmapped,
+                _ => SenderState::Failed(PushFailure::Rejected(reject)),
+            };
+        }
+    }
+
+    /// Another stream takes the place of the one that was refused in [`SenderState::Unmapped`]: OPEN is to be sent anew, for this transport. What was computed
+    /// meanwhile is kept, and the lease still counts from the ticket.
+    pub fn reopen(&mut self, transport: Transport) {
+        if self.state == SenderState::Unmapped {
+            self.state = SenderState::Opening;
+            self.claims.transport = transport;
+            self.reopened = true;
+            self.open_sent = false;
+            self.frames = 0;
+            self.marks.clear();
         }
     }
 

@@ -1,6 +1,6 @@
 //! Flags that both kinds of node have.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use baton_kv::NodeId;
 use baton_node::{ByteSize, ListenAddress, Tls, TlsArgs, grpc, limits, random};
@@ -63,6 +63,9 @@ pub struct NodeArgs {
     /// How long a drain waits for requests that run, seconds
     #[arg(long, env = "BATON_DRAIN_S", value_name = "SECONDS", default_value_t = limits::DRAIN_TIMEOUT.as_secs())]
     pub drain_s: u64,
+    /// Where prefill and decode nodes of one host meet to share memory: a directory baton-UID is made in it; every node of the host needs the same one [default: $XDG_RUNTIME_DIR, or else /tmp]
+    #[arg(long, env = "BATON_SHM_DIR", value_name = "DIR")]
+    pub shm_dir: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub tls: TlsArgs,
@@ -142,6 +145,8 @@ pub struct NodeConfig {
     pub protocol_max: u32,
     /// How long a drain waits for requests.
     pub drain: Duration,
+    /// Where nodes of one host meet to share memory; `None`: the system's own place.
+    pub shm_dir: Option<PathBuf>,
     /// What it shows, and whom it believes; `None`: no TLS.
     pub tls: Option<Tls>,
 }
@@ -215,6 +220,7 @@ impl NodeArgs {
             max_updates: limits::SEQUENCE_EVENTS,
             protocol_max: self.protocol_max,
             drain: Duration::from_secs(self.drain_s),
+            shm_dir: self.shm_dir,
             tls,
         })
     }

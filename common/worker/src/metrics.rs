@@ -5,7 +5,7 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 use baton_kv::PoolCounts;
 use baton_node::metrics::{Buckets, SECONDS, TOKENS, histogram, histograms};
 use baton_scheduler::SchedulerLoad;
-use baton_transfer::grpc::PathEvent;
+use baton_transfer::{Transport, grpc::PathEvent};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
@@ -81,6 +81,7 @@ pub struct WorkerMetrics {
     transfer_bytes: Family<Label, Counter>,
     transfer_early_bytes: Counter,
     transfer_seconds: Histogram,
+    pushes: Family<Label, Counter>,
     probe_rate: Family<Label, Gauge<f64, AtomicU64>>,
     slow: Family<Label, Counter>,
     bad_paths: Family<Label, Gauge>,
@@ -106,6 +107,7 @@ impl WorkerMetrics {
             transfer_bytes: Family::default(),
             transfer_early_bytes: Counter::default(),
             transfer_seconds: histogram(SECONDS),
+            pushes: Family::default(),
             probe_rate: Family::default(),
             slow: Family::default(),
             bad_paths: Family::default(),
@@ -137,6 +139,11 @@ impl WorkerMetrics {
         );
         registry.register("step_rows", "Rows of an engine step", metrics.step_rows.clone());
         registry.register("tokens", "Tokens by how they came to be", metrics.tokens.clone());
+        registry.register(
+            "handoff_pushes",
+            "Verified pushes out of this node, by how their KV travelled",
+            metrics.pushes.clone(),
+        );
         registry.register("handoffs", "Live handoffs into this node", metrics.handoffs.clone());
         registry.register(
             "handoff_streams",
@@ -233,15 +240,16 @@ impl WorkerMetrics {
     }
 
     /// A push that was verified: its bytes, those that left before the step that computed them had ended, and the time from the first token to the verdict.
-    pub fn sent(&self, bytes: u64, early_bytes: u64, duration: Duration) {
+    pub fn sent(&self, bytes: u64, early_bytes: u64, duration: Duration, transport: Transport) {
         self.transferred("sent", bytes);
+        self.pushes.get_or_create(&[("transport", transport.name())]).inc();
         self.transfer_early_bytes.inc_by(early_bytes);
         self.transfer_seconds.observe(duration.as_secs_f64());
     }
 
     /// What was learnt of a path to a decode node.
     pub fn path(&self, event: PathEvent) {
-        let label = |transport: baton_transfer::Transport| [("transport", transport.name())];
+        let label = |transport: Transport| [("transport", transport.name())];
         match event {
             PathEvent::Probed(transport, bytes_per_s) => {
                 self.probe_rate.get_or_create(&label(transport)).set(bytes_per_s);

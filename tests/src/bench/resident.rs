@@ -2,12 +2,14 @@
 
 use baton_engine::Engine;
 
-/// Bytes of this process's anonymous memory that are resident; mapped files are apart. Nothing where the system does not say.
-pub fn anonymous_bytes() -> Option<f64> {
+/// Bytes of this process's memory that are resident, what it shares included; mapped files are apart. Nothing where the system does not say.
+pub fn resident_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kib: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024.0)
+    let kib = |key: &str| -> Option<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    Some((kib("RssAnon:")? + kib("RssShmem:")?) * 1024.0)
 }
 
 /// Writes the whole pool, whose pages the system gives only then. Its bytes.

@@ -16,7 +16,7 @@ use baton_tests::bench::{
     peer::{Peer, requantise},
     random_llama::RandomLlama,
     report,
-    resident::{anonymous_bytes, fill_pool},
+    resident::{fill_pool, resident_bytes},
 };
 use baton_tests::{default_model, workspace};
 
@@ -97,7 +97,7 @@ fn resident_over_panels_and_kv() -> anyhow::Result<Option<Figure>> {
     engine::run(&mut engine, load(2 * engine::STEP_ROWS, 1, 1));
     engine::run(&mut engine, load(1, 1, engine::SEQUENCES));
     let weight_bytes = engine.model().weight_bytes as f64;
-    Ok(anonymous_bytes().map(|resident| {
+    Ok(resident_bytes().map(|resident| {
         println!(
             "memory: {:.1} MB resident, of which panels {:.1} MB and KV {:.1} MB",
             resident / 1e6,

@@ -167,11 +167,11 @@ fn verified(scale: &Scale) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// How much of a transfer the computation of the same prompt hides, and what two nodes use that do nothing.
+/// How much of a transfer over gRPC the computation of the same prompt hides, and what two nodes use that do nothing.
 async fn hidden(scale: &Scale) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for threads in [1, 2] {
-        let mut clusters = Clusters::start(threads, &[]);
+        let mut clusters = Clusters::start(threads, &["--transport", "grpc"]);
         for tokens in [512, 2_048] {
             let what = format!("{tokens} tokens, {threads} threads");
             let pairs = clusters.pairs(tokens, scale.pairs).await?;

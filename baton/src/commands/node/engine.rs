@@ -29,8 +29,8 @@ pub(super) struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// What to open for a node of this `config`; downloads it if it must.
-    pub(super) async fn options(&self, config: &NodeConfig) -> anyhow::Result<EngineOptions> {
+    /// What to open for a node of this `config`, with a pool that others can map or not; downloads it if it must.
+    pub(super) async fn options(&self, config: &NodeConfig, shared_pool: bool) -> anyhow::Result<EngineOptions> {
         let path = models::locate(self.model.as_deref(), Parts::All).await?;
         let source = if self.simulated {
             Source::Simulated(simulated(&path)?)
@@ -42,7 +42,7 @@ impl EngineArgs {
             threads: config.threads,
             isa: self.isa,
             kv_bytes: config.kv_bytes,
-            shared_pool: false,
+            shared_pool,
             max_rows: config.scheduler.token_budget,
             max_sequences: config.scheduler.max_running,
             panel_cache: self.panel_cache.directory(),

@@ -2,7 +2,7 @@
 //! tokens' scores are sixteen lanes, and values `[token][dim]`. A piece has the same order, without what is not valid.
 #![allow(unsafe_code)]
 
-use baton_kv::{BlockId, KvLayout, KvMemory, KvMemoryError, SharedPool};
+use baton_kv::{BlockId, KvLayout, KvMemory, KvMemoryError, SHMEM_ENABLED, SharedPool, shared_huge_pages};
 
 use super::{
     alloc::{Aligned, OutOfMemory},
@@ -32,6 +32,11 @@ impl CpuKvMemory {
             .ok_or(OutOfMemory { bytes: usize::MAX })?;
         let len = bytes / size_of::<u16>();
         let elements = if shared && len > 0 {
+            if !shared_huge_pages() {
+                tracing::info!(
+                    "the KV pool that others can map gets small pages: {SHMEM_ENABLED} is neither advise nor always"
+                );
+            }
             Aligned::shared(len).or_else(|error| {
                 tracing::warn!(%error, bytes, "the KV pool cannot be shared with other processes");
                 Aligned::zeroed(len)

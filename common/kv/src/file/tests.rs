@@ -88,3 +88,16 @@ fn what_is_no_sealed_memory_of_that_size_is_refused() {
     }
     assert!(open(reader(), BYTES).is_ok());
 }
+
+#[test]
+fn the_mode_in_brackets_decides_on_huge_pages() {
+    for (modes, expected) in [
+        ("always within_size advise [never] deny force\n", false),
+        ("always within_size [advise] never deny force\n", true),
+        ("[always] within_size advise never deny force\n", true),
+        ("always within_size advise never [deny] force\n", false),
+        ("", false),
+    ] {
+        assert_eq!(gives_huge(modes), expected, "{modes}");
+    }
+}

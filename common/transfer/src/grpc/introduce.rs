@@ -2,18 +2,27 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use baton_kv::Epoch;
 use baton_proto::node::v1 as pb;
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::pools::Pools;
 use crate::{INTRODUCED_SINCE, Reject, Terms, limits};
 
 /// Domain of the reasons of our statuses.
 const DOMAIN: &str = "baton";
 
-/// Answers a prefill node that says who it is.
-pub(super) fn welcome(terms: &Terms, hello: &pb::PeerHello) -> Result<pb::PeerWelcome, Status> {
+/// Why no pool is mapped on a node without [`Pools`].
+const NO_POOLS: &str = "SHM_OFF: this node takes nothing over shared memory";
+
+/// Answers a prefill node that says who it is; maps the pool that it offers, if it can.
+pub(super) async fn welcome(
+    terms: &Terms,
+    hello: &pb::PeerHello,
+    pools: Option<&Pools>,
+) -> Result<pb::PeerWelcome, Status> {
     introduces(terms)?;
     let protocol = terms.agree(hello).map_err(|reject| {
         tracing::warn!(
@@ -23,16 +32,32 @@ pub(super) fn welcome(terms: &Terms, hello: &pb::PeerHello) -> Result<pb::PeerWe
         );
         refusal(reject)
     })?;
-    let shared_refused = match &hello.shared {
-        Some(_) => "NOT_BUILT".to_owned(),
-        None => String::new(),
+    let owner = Epoch::from_slice(&hello.epoch).ok_or_else(|| refusal(Reject::Malformed))?;
+    let (shared_refused, shared_bytes_per_s) = match (&hello.shared, pools) {
+        (None, _) => (String::new(), 0.0),
+        (Some(_), None) => (NO_POOLS.to_owned(), 0.0),
+        (Some(offer), Some(pools)) => match pools.admit(owner, offer, &terms.layout).await {
+            Ok(bytes_per_s) => {
+                tracing::info!(peer = hello.node_id, bytes_per_s, "a prefill node's pool is mapped");
+                (String::new(), bytes_per_s)
+            }
+            Err(error) => {
+                let code = error.code();
+                tracing::info!(
+                    peer = hello.node_id,
+                    code,
+                    "a prefill node's pool is not mapped: {error}"
+                );
+                (format!("{code}: {error}"), 0.0)
+            }
+        },
     };
     Ok(pb::PeerWelcome {
         node_id: terms.node.0.clone(),
         epoch: terms.epoch.to_bytes().to_vec(),
         protocol,
         shared_refused,
-        shared_bytes_per_s: 0.0,
+        shared_bytes_per_s,
     })
 }
 

@@ -109,6 +109,8 @@ struct Met {
     paths: Vec<Path>,
     /// Why the pool that was offered cannot be used.
     shared_refused: String,
+    /// Tells one meeting from another.
+    at: Instant,
     probed_at: Instant,
 }
 
@@ -118,6 +120,8 @@ pub(super) struct Way {
     pub(super) transport: Transport,
     peer: Arc<Peer>,
     path: Path,
+    /// The meeting's time.
+    met_at: Option<Instant>,
 }
 
 impl Peers {
@@ -139,7 +143,7 @@ impl Peers {
         let speaks = ticket.protocol.min(*self.terms.versions.end());
         if speaks < INTRODUCED_SINCE {
             let path = Path::new(Transport::Grpc, None);
-            return self.take(peer, &[path], "it speaks version 1 of the handoff");
+            return self.take(peer, &[path], "it speaks version 1 of the handoff", None);
         }
         let known = |met: &Met| met.epoch == ticket.epoch || met.asked == ticket.epoch;
         let mut met = peer.met().clone().filter(known);
@@ -151,15 +155,59 @@ impl Peers {
             }
         }
         let mut met = met.expect("met just now");
+        if self.offer_due(&met)
+            && let Ok(_turn) = peer.turn.try_acquire()
+            && self.offer_again(&peer, met.clone()).await.is_ok()
+        {
+            met = peer.met().clone().filter(known).unwrap_or(met);
+        }
         if self.probe_due(&peer, &met)
             && let Ok(_turn) = peer.turn.try_acquire()
         {
             met = self.meet_again(&peer, met).await;
         }
-        self.take(peer, &met.paths, &met.shared_refused)
+        self.take(peer, &met.paths, &met.shared_refused, Some(met.at))
     }
 
-    fn take(&self, peer: Arc<Peer>, paths: &[Path], shared_refused: &str) -> Result<Way, PushError> {
+    /// Offers this node's pool once more: its peer, to which `way` led, has not mapped it any more. Like [`Peers::way`] otherwise, for the same ticket.
+    pub(super) async fn way_anew(&self, ticket: &Ticket, way: &Way) -> Result<Way, PushError> {
+        let peer = &way.peer;
+        {
+            let _turn = peer.turn.acquire().await;
+            let met = peer.met().clone();
+            // Unless another push has done it.
+            if let Some(met) = met.filter(|met| Some(met.at) == way.met_at) {
+                self.offer_again(peer, met).await?;
+            }
+        }
+        self.way(ticket).await
+    }
+
+    /// Introduces the two anew, for the pool's sake; what is known of other paths stays.
+    async fn offer_again(&self, peer: &Peer, mut met: Met) -> Result<(), PushError> {
+        let welcome = self.introduce(peer).await?;
+        met.paths.retain(|path| path.transport() != Transport::Shm);
+        met.paths.extend(self.shared_path(&welcome, &met.shared_refused));
+        met.shared_refused = welcome.shared_refused;
+        met.at = Instant::now();
+        // Another life of it is met when a ticket speaks of it.
+        *peer.met() = Some(met).filter(|met| met.epoch.to_bytes()[..] == welcome.epoch);
+        Ok(())
+    }
+
+    /// Whether the pool is to be offered again to a peer that could not map it: it may have been too busy.
+    fn offer_due(&self, met: &Met) -> bool {
+        let mapped = || met.paths.iter().any(|path| path.transport() == Transport::Shm);
+        self.config.shared.is_some() && !mapped() && met.at.elapsed() >= Duration::from_millis(limits::REOFFER_MS)
+    }
+
+    fn take(
+        &self,
+        peer: Arc<Peer>,
+        paths: &[Path],
+        shared_refused: &str,
+        met_at: Option<Instant>,
+    ) -> Result<Way, PushError> {
         let missing = |_| match (&self.config.shared, shared_refused) {
             (None, _) => "this node's pool is not in shared memory".to_owned(),
             (Some(_), "") => "the peer does not know it".to_owned(),
@@ -172,6 +220,7 @@ impl Peers {
             transport: path.transport(),
             peer,
             path,
+            met_at,
         })
     }
 
@@ -224,38 +273,50 @@ impl Peers {
     async fn meet(&self, peer: &Peer, asked: Epoch) -> Result<Met, PushError> {
         let welcome = self.introduce(peer).await?;
         let epoch = Epoch::from_slice(&welcome.epoch).ok_or(PushFailure::Protocol)?;
-        let mut paths = vec![Path::new(Transport::Grpc, self.probe_grpc(peer).await)];
-        if self.config.shared.is_some() && welcome.shared_refused.is_empty() {
-            paths.push(Path::new(Transport::Shm, shared(&welcome)));
-        }
-        for path in &paths {
-            if let Some(probe) = path.probe() {
-                self.tell(PathEvent::Probed(path.transport(), probe.bytes_per_s));
-                tracing::info!(
-                    peer = welcome.node_id,
-                    transport = path.transport().name(),
-                    bytes_per_s = probe.bytes_per_s,
-                    latency_ms = probe.latency.as_secs_f64() * 1e3,
-                    "a path to a decode node was probed"
-                );
-            }
-        }
-        if self.config.shared.is_some() && !welcome.shared_refused.is_empty() {
-            tracing::info!(
-                peer = welcome.node_id,
-                why = welcome.shared_refused,
-                "no shared memory with this decode node"
-            );
-        }
+        let grpc = Path::new(Transport::Grpc, self.probe_grpc(peer).await);
+        self.tell_probed(&welcome, &grpc);
+        let paths = [Some(grpc), self.shared_path(&welcome, "")];
+        let now = Instant::now();
         let met = Met {
             asked,
             epoch,
-            paths,
+            paths: paths.into_iter().flatten().collect(),
             shared_refused: welcome.shared_refused,
-            probed_at: Instant::now(),
+            at: now,
+            probed_at: now,
         };
         *peer.met() = Some(met.clone());
         Ok(met)
+    }
+
+    /// The path through shared memory, if the peer could map what was offered; `refused` is what it said before.
+    fn shared_path(&self, welcome: &pb::PeerWelcome, refused: &str) -> Option<Path> {
+        self.config.shared.as_ref()?;
+        if !welcome.shared_refused.is_empty() {
+            if welcome.shared_refused != refused {
+                tracing::info!(
+                    peer = welcome.node_id,
+                    why = welcome.shared_refused,
+                    "no shared memory with this decode node"
+                );
+            }
+            return None;
+        }
+        let path = Path::new(Transport::Shm, shared(welcome));
+        self.tell_probed(welcome, &path);
+        Some(path)
+    }
+
+    fn tell_probed(&self, welcome: &pb::PeerWelcome, path: &Path) {
+        let Some(probe) = path.probe() else { return };
+        self.tell(PathEvent::Probed(path.transport(), probe.bytes_per_s));
+        tracing::info!(
+            peer = welcome.node_id,
+            transport = path.transport().name(),
+            bytes_per_s = probe.bytes_per_s,
+            latency_ms = probe.latency.as_secs_f64() * 1e3,
+            "a path to a decode node was probed"
+        );
     }
 
     /// Whether a path is in doubt, and a probe would tell: not while others push, unless that goes on for long. A bad one is looked at again from time to time.

@@ -132,8 +132,6 @@ pub struct Pusher {
     memory: Arc<dyn KvMemory>,
     peers: Peers,
     read_ahead: ReadAhead,
-    /// Instead of what its paths say.
-    transport: Option<Transport>,
 }
 
 impl Pusher {
@@ -151,15 +149,6 @@ impl Pusher {
             config,
             memory,
             read_ahead: ReadAhead::new(limits::READ_AHEAD_BYTES),
-            transport: None,
-        }
-    }
-
-    /// Over this transport, whatever the paths say. Over shared memory, decode nodes must have mapped `memory`, as a [`crate::shm::Offer`] lets them.
-    pub fn with_transport(self, transport: Transport) -> Self {
-        Self {
-            transport: Some(transport),
-            ..self
         }
     }
 
@@ -175,87 +164,78 @@ impl Pusher {
     /// Start it as soon as the ticket has arrived. Cancel-safe: dropping the future closes the stream, which aborts the handoff.
     pub async fn push(&self, job: PushJob) -> Result<PushReport, PushError> {
         let started = Instant::now();
-        let address = job.ticket.address.clone();
-        let way = self.way(&job.ticket, job.deadline_ms).await?;
+        let ticket = job.ticket.clone();
+        let by_ms = ticket.lease_ms.min(job.deadline_ms);
+        let failure = if by_ms == job.deadline_ms {
+            PushFailure::Deadline
+        } else {
+            PushFailure::LeaseEnded
+        };
+        let left = || Duration::from_millis(by_ms).saturating_sub(started.elapsed());
+        let mut way = bounded(&ticket, left(), failure, self.peers.way(&ticket)).await?;
         let config = SenderConfig {
             node: self.config.node.clone(),
             epoch: self.config.epoch,
             identity: self.config.identity,
             layout: *self.memory.layout(),
             protocol_max: self.config.protocol_max,
-            transport: self.transport.unwrap_or(way.transport),
+            transport: way.transport,
             root: job.root,
             prompt: &job.prompt,
             deadline: Time(0).after_ms(job.deadline_ms),
         };
-        let mut sender = Sender::new(job.ticket, config, Time(0))?;
-        let (frames, outgoing) = mpsc::channel(limits::FRAMES_AHEAD);
-        let mut outbox = VecDeque::new();
-        if let Some(SenderAction::Open(claims)) = sender.next(Time(0), false) {
-            outbox.push_back(frame(Frame::Open(claims.to_proto())));
-        }
+        let sender = Sender::new(job.ticket, config, Time(0))?;
         let mut push = Push {
             memory: self.memory.clone(),
             read_ahead: self.read_ahead.clone(),
             input: job.input,
             sender,
             started,
-            frames,
-            outbox,
+            opened: started,
+            frames: mpsc::channel(1).0,
+            outbox: VecDeque::new(),
             reading: None,
             holds: Arc::default(),
             first_at: None,
             busy: Busy::default(),
         };
-        push.hand_over_open();
-        let open = open(way.channel.clone(), job.metadata, OutgoingBody::request(outgoing));
-        let by = Duration::from_millis(limits::OPEN_MS).min(push.until(push.sender.wake_at()));
-        let replies = match timeout(by, open).await {
-            Ok(Ok(replies)) => replies,
-            Ok(Err(status)) if status.code() == Code::Unavailable => {
-                return Err(PushError::Connect {
-                    address,
-                    message: status.message().to_owned(),
-                });
-            }
-            Ok(Err(status)) => return Err(broken(&status)),
-            Err(_) => {
-                // Whose time was up?
-                push.sender.next(push.now(), false);
-                return Err(match push.sender.state() {
-                    SenderState::Failed(failure) => failure.into(),
-                    _ => PushError::Connect {
-                        address,
-                        message: "no answer in time".to_owned(),
-                    },
-                });
-            }
-        };
-        let report = push.run(replies).await?;
+        let mut report = push.over(&way, &ticket, job.metadata.clone()).await;
+        if push.sender.state() == SenderState::Unmapped {
+            tracing::info!(
+                peer = ticket.address,
+                "a decode node has not mapped this node's pool any more"
+            );
+            way = bounded(&ticket, left(), failure, self.peers.way_anew(&ticket, &way)).await?;
+            push.sender.reopen(way.transport);
+            report = push.over(&way, &ticket, job.metadata).await;
+        }
+        let report = report?;
         self.peers.transferred(&way, report.kv_bytes, report.bytes_per_s);
         Ok(PushReport {
             predicted_bytes_per_s: way.predicted(report.kv_bytes),
             ..report
         })
     }
+}
 
-    /// The way to the ticket's decode node, within what is left of lease and deadline.
-    async fn way(&self, ticket: &Ticket, deadline_ms: u64) -> Result<Way, PushError> {
-        let by = limits::OPEN_MS.min(ticket.lease_ms).min(deadline_ms);
-        let way = timeout(Duration::from_millis(by), self.peers.way(ticket)).await;
-        way.unwrap_or_else(|_| {
-            Err(if by == deadline_ms {
-                PushFailure::Deadline.into()
-            } else if by == ticket.lease_ms {
-                PushFailure::LeaseEnded.into()
-            } else {
-                PushError::Connect {
-                    address: ticket.address.clone(),
-                    message: "no answer in time".to_owned(),
-                }
-            })
+/// A way to the ticket's decode node, within what is left of lease and deadline, of which the one that ends first is `failure`.
+async fn bounded(
+    ticket: &Ticket,
+    left: Duration,
+    failure: PushFailure,
+    way: impl Future<Output = Result<Way, PushError>>,
+) -> Result<Way, PushError> {
+    let open = Duration::from_millis(limits::OPEN_MS);
+    timeout(open.min(left), way).await.unwrap_or_else(|_| {
+        Err(if left <= open {
+            failure.into()
+        } else {
+            PushError::Connect {
+                address: ticket.address.clone(),
+                message: "no answer in time".to_owned(),
+            }
         })
-    }
+    })
 }
 
 /// A push under way.
@@ -266,6 +246,8 @@ struct Push {
     sender: Sender,
     /// Zero of the sender's clock.
     started: Instant,
+    /// When the stream's opening began.
+    opened: Instant,
     frames: mpsc::Sender<Outgoing>,
     /// Frames that the stream has no room for yet; at most one of KV and a few small ones.
     outbox: VecDeque<Outgoing>,
@@ -290,14 +272,42 @@ struct Reading {
 }
 
 impl Push {
-    async fn run(mut self, mut replies: Messages) -> Result<PushReport, PushError> {
-        let open_by = self.started + Duration::from_millis(limits::OPEN_MS);
+    /// A stream, from its opening to the verdict, or until it must be opened again ([`SenderState::Unmapped`]: an error).
+    async fn over(&mut self, way: &Way, ticket: &Ticket, metadata: MetadataMap) -> Result<PushReport, PushError> {
+        self.opened = Instant::now();
+        let (frames, outgoing) = mpsc::channel(limits::FRAMES_AHEAD);
+        self.frames = frames;
+        self.hand_over_open();
+        let open = open(way.channel.clone(), metadata, OutgoingBody::request(outgoing));
+        let by = Duration::from_millis(limits::OPEN_MS).min(self.until(self.sender.wake_at()));
+        let connect = |message: String| PushError::Connect {
+            address: ticket.address.clone(),
+            message,
+        };
+        match timeout(by, open).await {
+            Ok(Ok(replies)) => self.run(replies).await,
+            Ok(Err(status)) if status.code() == Code::Unavailable => Err(connect(status.message().to_owned())),
+            Ok(Err(status)) => Err(broken(&status)),
+            Err(_) => {
+                // Whose time was up?
+                self.sender.next(self.now(), false);
+                Err(match self.sender.state() {
+                    SenderState::Failed(failure) => failure.into(),
+                    _ => connect("no answer in time".to_owned()),
+                })
+            }
+        }
+    }
+
+    async fn run(&mut self, mut replies: Messages) -> Result<PushReport, PushError> {
+        let open_by = self.opened + Duration::from_millis(limits::OPEN_MS);
         loop {
             self.take_progress();
             self.fill_outbox();
             match self.sender.state() {
                 SenderState::Verified => return Ok(self.report()),
                 SenderState::Failed(failure) => return Err(failure.into()),
+                SenderState::Unmapped => return Err(PushFailure::Rejected(Reject::PoolNotMapped).into()),
                 SenderState::Opening if Instant::now() >= open_by => {
                     return Err(PushError::Stream("the decode node did not answer in time".to_owned()));
                 }
@@ -350,11 +360,12 @@ impl Push {
 
     /// OPEN goes into the stream before the call, which starts with it.
     fn hand_over_open(&mut self) {
-        while let Some(open) = self.outbox.pop_front() {
+        let now = self.now();
+        if let Some(SenderAction::Open(claims)) = self.sender.next(now, false) {
             self.frames
-                .try_send(open)
+                .try_send(frame(Frame::Open(claims.to_proto())))
                 .expect("a new channel has room for one frame");
-            self.sender.handed_over(self.now());
+            self.sender.handed_over(now);
         }
     }
 
@@ -437,7 +448,7 @@ impl Push {
         }
     }
 
-    fn report(mut self) -> PushReport {
+    fn report(&mut self) -> PushReport {
         self.busy.set(false);
         let seconds = self.busy.total.as_secs_f64();
         let kv_bytes = self.sender.bytes();

@@ -26,6 +26,7 @@ use super::{
     introduce,
     messages::Messages,
     outgoing::{Outgoing, OutgoingBody},
+    pools::Pools,
     port::{ReceiverPort, write_pieces},
 };
 use crate::{
@@ -49,13 +50,6 @@ pub struct HandoffService<P> {
     pools: Option<Pools>,
 }
 
-/// Over shared memory: the pools to copy from, and the threads that may copy at once, of all streams.
-#[derive(Clone)]
-struct Pools {
-    mappings: Mappings,
-    copiers: Arc<Semaphore>,
-}
-
 impl<P: ReceiverPort> HandoffService<P> {
     /// Streams run on `tasks` and are closed when `shutdown` is cancelled. `fences` are those that carry out the port's `Fence` actions.
     pub fn new(port: Arc<P>, fences: Fences, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
@@ -69,12 +63,9 @@ impl<P: ReceiverPort> HandoffService<P> {
         }
     }
 
-    /// Takes pushes over shared memory, too, from senders whose pools are in `mappings`.
+    /// Takes pushes over shared memory, too, from senders whose pools are in `mappings`: what they offer when they introduce themselves goes there.
     pub fn with_mappings(mut self, mappings: Mappings) -> Self {
-        self.pools = Some(Pools {
-            mappings,
-            copiers: Arc::new(Semaphore::new(limits::SHM_COPIES)),
-        });
+        self.pools = Some(Pools::new(mappings));
         self
     }
 
@@ -168,7 +159,9 @@ impl<P: ReceiverPort> handoff_server::Handoff for HandoffService<P> {
     }
 
     async fn introduce(&self, request: Request<pb::PeerHello>) -> Result<Response<pb::PeerWelcome>, Status> {
-        introduce::welcome(&self.terms(), request.get_ref()).map(Response::new)
+        introduce::welcome(&self.terms(), request.get_ref(), self.pools.as_ref())
+            .await
+            .map(Response::new)
     }
 
     async fn probe(&self, request: Request<Streaming<pb::ProbeFrame>>) -> Result<Response<pb::ProbeReport>, Status> {

@@ -28,17 +28,20 @@ const PART_BYTES: usize = 64 << 10;
 /// Why an offered pool cannot be used. Nothing was changed; the pair can go on over gRPC.
 #[derive(Debug, thiserror::Error)]
 pub enum ShmError {
-    /// The token is not 32 bytes, or the socket does not lie in this node's own directory (`--shm-dir`): another host, another user, or another mount.
-    #[error("the offer is malformed, or lies outside of this node's directory")]
+    /// The token is not 32 bytes.
+    #[error("the offer is malformed")]
     Offer,
+    /// The socket does not lie in this node's own directory (`--shm-dir`): another user's, another host's, or another directory was given.
+    #[error("the peer's socket is not in this node's directory: another user, another host, or another --shm-dir")]
+    Elsewhere,
     /// So many blocks that their bytes cannot be counted, or none.
     #[error("the offered pool has an impossible size")]
     Blocks,
-    /// Nobody listens there: another host, most likely.
-    #[error("the peer's socket cannot be reached: {0}")]
+    /// Nobody listens there: another host, or a container with a directory of its own, most likely.
+    #[error("the peer's socket cannot be reached, as if it were on another host: {0}")]
     Unreachable(io::Error),
-    /// The peer did not answer in time.
-    #[error("the peer did not hand over its pool in time")]
+    /// The peer did not answer in time, or this node could not probe what it gave.
+    #[error("the peer's pool was not mapped and probed in time")]
     Timeout,
     /// The peer closed the connection, broke it, or sent something else than one file.
     #[error("the peer did not hand over its pool")]
@@ -53,6 +56,7 @@ impl ShmError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Offer => "SHM_OFFER",
+            Self::Elsewhere => "SHM_ELSEWHERE",
             Self::Blocks => "SHM_BLOCKS",
             Self::Unreachable(_) => "SHM_UNREACHABLE",
             Self::Timeout => "SHM_TIMEOUT",
@@ -78,7 +82,7 @@ impl Mapping {
     /// Asks at the offer's socket, which must lie in `directory`, and maps what it gives; `layout` is the peer's, and this node's. Must be called on a
     /// runtime. Cancel-safe: nothing stays.
     pub async fn fetch(directory: &Directory, offer: &pb::SharedPool, layout: &KvLayout) -> Result<Self, ShmError> {
-        let path = directory.admits(&offer.socket).ok_or(ShmError::Offer)?;
+        let path = directory.admits(&offer.socket).ok_or(ShmError::Elsewhere)?;
         if offer.token.len() != 32 {
             return Err(ShmError::Offer);
         }
@@ -117,8 +121,8 @@ impl Mapping {
         unsafe { self.memory.bytes((layer * self.blocks + block.0 as usize) * len, len) }
     }
 
-    /// Bytes per second at which a thread copies from it into memory of its own and sums the copy, measured now. For a thread that may block: takes
-    /// some 10 ms, and pages of the peer's pool.
+    /// Bytes per second at which a thread copies from it into memory of its own and sums the copy, measured now: the best of some passes, of which
+    /// others may have disturbed one. For a thread that may block: takes some 10 ms, and pages of the peer's pool.
     pub fn copy_rate(&self) -> f64 {
         let bytes = self.memory.len().min(limits::SHM_PROBE_BYTES);
         let mut copied = vec![0; bytes];
@@ -136,7 +140,10 @@ impl Mapping {
         };
         // The first pass takes the pages.
         pass();
-        bytes as f64 / pass().max(f64::EPSILON)
+        let seconds = (0..limits::SHM_PROBE_PASSES)
+            .map(|_| pass())
+            .fold(f64::INFINITY, f64::min);
+        bytes as f64 / seconds.max(f64::EPSILON)
     }
 }
 

@@ -13,13 +13,14 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::Mapping;
+use super::{Directory, Mapping};
 use crate::limits;
 
 /// At most [`limits::MAX_MAPPINGS`]; the least recently used goes first. One goes by itself when its owner closes the socket (it died, or is leaving). A copy under
 /// way keeps its mapping.
 #[derive(Clone)]
 pub struct Mappings {
+    directory: Directory,
     table: Arc<Mutex<VecDeque<Entry>>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -33,13 +34,19 @@ struct Entry {
 }
 
 impl Mappings {
-    /// Empty; watches the owners on `tasks`, until `shutdown` is cancelled.
-    pub fn new(tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+    /// Empty; owners are met in `directory`, and watched on `tasks` until `shutdown` is cancelled.
+    pub fn new(directory: Directory, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         Self {
+            directory,
             table: Arc::default(),
             tasks,
             shutdown,
         }
+    }
+
+    /// Where owners are met.
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     /// Keeps `owner`'s pool, instead of the one that it offered before.
@@ -68,6 +75,13 @@ impl Mappings {
                 () = gone(&peer) => this.remove(&mapping),
             }
         });
+    }
+
+    /// Forgets all of them.
+    #[cfg(test)]
+    pub(crate) fn clear(&self) {
+        let all = std::mem::take(&mut *self.locked());
+        drop(all);
     }
 
     /// Number of pools.

@@ -119,7 +119,7 @@ async fn a_pool_is_offered_mapped_and_taken_back() {
     }
     assert!(mapping.copy_rate() > 0.0);
 
-    let mappings = Mappings::new(host.tasks.clone(), host.shutdown.clone());
+    let mappings = Mappings::new(host.directory.clone(), host.tasks.clone(), host.shutdown.clone());
     mappings.insert(OWNER, mapping);
     let kept = mappings.get(OWNER).expect("mapped");
     assert!(mappings.get(Epoch(22)).is_none());
@@ -132,7 +132,7 @@ async fn a_pool_is_offered_mapped_and_taken_back() {
 async fn a_mapping_goes_with_its_owner_and_its_connection_with_the_mapping() {
     let host = Host::new();
     let decode = (TaskTracker::new(), CancellationToken::new());
-    let mappings = Mappings::new(decode.0.clone(), decode.1.clone());
+    let mappings = Mappings::new(host.directory.clone(), decode.0.clone(), decode.1.clone());
     let offer = host.offer(OWNER);
     for _ in 0..3 {
         mappings.insert(OWNER, host.fetch(&offer).await.unwrap());
@@ -159,7 +159,7 @@ async fn a_mapping_goes_with_its_owner_and_its_connection_with_the_mapping() {
 #[tokio::test]
 async fn the_number_of_mappings_is_bounded() {
     let host = Host::new();
-    let mappings = Mappings::new(host.tasks.clone(), host.shutdown.clone());
+    let mappings = Mappings::new(host.directory.clone(), host.tasks.clone(), host.shutdown.clone());
     let offer = host.offer(OWNER);
     let count = limits::MAX_MAPPINGS as u128;
     for owner in 0..count {
@@ -194,7 +194,7 @@ async fn false_offers_are_refused() {
     ] {
         assert_eq!(
             host.code(&changed(&|offer| offer.socket = socket.clone())).await,
-            "SHM_OFFER",
+            "SHM_ELSEWHERE",
             "{socket}"
         );
     }

@@ -91,6 +91,7 @@ fn config(id: &str, router: &Router) -> NodeConfig {
         max_updates: 1_024,
         protocol_max: baton_proto::PROTOCOL_MAX,
         drain: Duration::from_secs(10),
+        shm_dir: None,
         tls: None,
     }
 }

@@ -82,11 +82,8 @@ impl Ours {
             way,
             directory: certificates.path(""),
         };
-        let (mut receiver, ()) = End::start(program, &Role::Receive(setup.clone()))?;
-        let (sender, offer): (_, Option<Vec<u8>>) = End::start(program, &Role::Push(setup))?;
-        if let Some(offer) = offer {
-            let () = receiver.ask(&receiving::Asked::Map { offer })?;
-        }
+        let (receiver, ()) = End::start(program, &Role::Receive(setup.clone()))?;
+        let (sender, ()) = End::start(program, &Role::Push(setup))?;
         let mut ours = Self {
             payload,
             receiver,

@@ -9,6 +9,7 @@ use baton_proto::node::v1 as pb;
 use baton_transfer::{
     Capability, FirstToken, Ticket, Transport,
     grpc::{PathConfig, PushJob, Pusher, PusherConfig, push_feed},
+    path::Preference,
     shm::{Directory, Offer},
 };
 use prost::Message;
@@ -59,19 +60,8 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
     )?);
     let places = payload.places();
     payload.fill(&*memory, &places)?;
-    let config = PusherConfig {
-        node: NodeId("prefill-0".to_owned()),
-        epoch: SENDER_EPOCH,
-        identity: IDENTITY,
-        protocol_max: baton_proto::PROTOCOL_MAX,
-        paths: PathConfig {
-            tls,
-            ..PathConfig::plain()
-        },
-    };
-    let pusher = Pusher::new(config, memory.clone());
-    let (pusher, offer) = match way {
-        Way::Grpc | Way::Tls => (pusher, None),
+    let offer = match way {
+        Way::Grpc | Way::Tls => None,
         Way::Shm => {
             let _entered = runtime.enter();
             let offer = Offer::open(
@@ -82,18 +72,33 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
                 &TaskTracker::new(),
                 CancellationToken::new(),
             )?;
-            (
-                pusher.with_transport(Transport::Shm),
-                Some(offer.to_proto().encode_to_vec()),
-            )
+            Some(offer.to_proto())
         }
     };
+    // The pool is mapped in the run to warm up, when the two ends meet.
+    let paths = PathConfig {
+        preference: Preference::Only(match way {
+            Way::Grpc | Way::Tls => Transport::Grpc,
+            Way::Shm => Transport::Shm,
+        }),
+        tls,
+        shared: offer,
+        ..PathConfig::plain()
+    };
+    let config = PusherConfig {
+        node: NodeId("prefill-0".to_owned()),
+        epoch: SENDER_EPOCH,
+        identity: IDENTITY,
+        protocol_max: baton_proto::PROTOCOL_MAX,
+        paths,
+    };
+    let pusher = Pusher::new(config, memory.clone());
     let source = Source {
         payload,
         places,
         pusher,
     };
-    end::serve(offer, |asked: Asked| source.push(&runtime, asked))
+    end::serve((), |asked: Asked| source.push(&runtime, asked))
 }
 
 impl Source {

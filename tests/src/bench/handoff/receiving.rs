@@ -8,12 +8,11 @@ use std::{
 use baton_engine::cpu::CpuKvMemory;
 use baton_kv::{Attempt, BlockId, BlockName, Epoch, HandoffId, KvMemory, NodeId, Pool, RequestId, Time};
 use baton_node::{grpc::secure, tls::Clients};
-use baton_proto::node::v1 as pb;
 use baton_transfer::{
     Capability, Receiver, ReceiverAction, ReceiverConfig, Reserve,
     grpc::{Fences, HandoffService, ReceiverPort, configure_server},
     limits,
-    shm::{Directory, Mapping, Mappings},
+    shm::{Directory, Mappings},
 };
 use prost::Message;
 use tokio::net::TcpListener;
@@ -24,7 +23,7 @@ use tonic::transport::Server;
 use super::{
     end,
     ours::Setup,
-    payload::{IDENTITY, Payload, SENDER_EPOCH, VOCABULARY},
+    payload::{IDENTITY, Payload, VOCABULARY},
 };
 
 /// Parent of every prompt's first block.
@@ -37,8 +36,6 @@ const LEASE_MS: u64 = 60_000;
 pub(super) enum Asked {
     /// One reservation a prompt, of requests `first..`: their tickets.
     Reserve { first: u64 },
-    /// Maps the pool that the sender offers.
-    Map { offer: Vec<u8> },
     /// CPU seconds so far.
     Cpu,
     /// Compares every byte, if asked to, and ends the sequences.
@@ -139,8 +136,8 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
     });
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let directory = Directory::open(Some(&setup.directory))?;
-    let mappings = Mappings::new(tasks.clone(), shutdown.clone());
-    let service = HandoffService::new(port.clone(), fences, tasks, shutdown).with_mappings(mappings.clone());
+    let mappings = Mappings::new(directory, tasks.clone(), shutdown.clone());
+    let service = HandoffService::new(port.clone(), fences, tasks, shutdown).with_mappings(mappings);
     let server = secure(
         configure_server(Server::builder()),
         setup.tls()?.as_ref(),
@@ -148,19 +145,11 @@ pub(super) fn play(setup: Setup) -> anyhow::Result<()> {
     )?
     .add_service(service.into_server())
     .serve_with_incoming(TcpListenerStream::new(listener));
-    let handle = runtime.handle().clone();
     let serving = std::thread::spawn(move || runtime.block_on(server));
     end::serve((), |asked| {
         anyhow::ensure!(!serving.is_finished(), "the server has ended");
         Ok(match asked {
             Asked::Cpu => Answer::Cpu(end::cpu_s()),
-            Asked::Map { offer } => {
-                let offer = pb::SharedPool::decode(offer.as_slice())?;
-                let mapping = handle.block_on(Mapping::fetch(&directory, &offer, &layout))?;
-                let _entered = handle.enter();
-                mappings.insert(SENDER_EPOCH, mapping);
-                Answer::Done(())
-            }
             Asked::Reserve { first } => Answer::Tickets(
                 (first..first + payload.prompts as u64)
                     .map(|request| port.reserve(&payload, request))

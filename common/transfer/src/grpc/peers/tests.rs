@@ -52,7 +52,9 @@ impl Handoff for Decode {
     async fn introduce(&self, request: Request<pb::PeerHello>) -> Result<Response<pb::PeerWelcome>, Status> {
         self.met.fetch_add(1, Ordering::SeqCst);
         let terms = self.terms.lock().unwrap().clone();
-        introduce::welcome(&terms, request.get_ref()).map(Response::new)
+        introduce::welcome(&terms, request.get_ref(), None)
+            .await
+            .map(Response::new)
     }
 
     async fn probe(&self, request: Request<Streaming<pb::ProbeFrame>>) -> Result<Response<pb::ProbeReport>, Status> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use baton_kv::{BlockId, HandoffId, KvMemory, KvMemoryError, NodeId, Pool};
+use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient};
 use tokio::{net::TcpListener, sync::Notify, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{
@@ -18,7 +19,7 @@ use tokio_util::{
 use tonic::metadata::MetadataMap;
 
 use super::*;
-use crate::{Receiver, ReceiverAction, ReceiverConfig, shm, testing};
+use crate::{Receiver, ReceiverAction, ReceiverConfig, Terms, path::Preference, shm, testing};
 
 /// Nothing here takes long; a test that hangs fails.
 pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -174,7 +175,7 @@ impl Node {
         let (tasks, shutdown, server) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let base = tempfile::tempdir().unwrap();
         let directory = shm::Directory::open(Some(base.path())).unwrap();
-        let mappings = shm::Mappings::new(tasks.clone(), shutdown.clone());
+        let mappings = shm::Mappings::new(directory.clone(), tasks.clone(), shutdown.clone());
         let service = HandoffService::new(port.clone(), fences, tasks.clone(), shutdown.clone())
             .with_mappings(mappings.clone())
             .into_server();
@@ -293,10 +294,32 @@ impl Node {
 /// The prefill node's life.
 pub(super) const EPOCH: Epoch = Epoch(5);
 
+fn pusher(paths: PathConfig, memory: Arc<TestMemory>) -> Pusher {
+    let config = PusherConfig {
+        node: NodeId("prefill-0".into()),
+        epoch: EPOCH,
+        identity: IDENTITY,
+        protocol_max: baton_proto::PROTOCOL_MAX,
+        paths,
+    };
+    Pusher::new(config, memory)
+}
+
+/// What `node` says to a prefill node that offers this.
+pub(super) async fn introduced(node: &Node, shared: pb::SharedPool) -> pb::PeerWelcome {
+    let channel = Endpoint::from_shared(format!("http://{}", node.address)).unwrap();
+    let terms = node.port.locked(|receiver, _, _, _| receiver.terms());
+    let hello = Terms { epoch: EPOCH, ..terms }.hello(Some(shared));
+    let mut client = HandoffClient::new(channel.connect_lazy());
+    within(client.introduce(hello)).await.unwrap().into_inner()
+}
+
 /// A prefill node.
 pub(super) struct Source {
     pub(super) memory: Arc<TestMemory>,
     pusher: Pusher,
+    /// What it offers.
+    pub(super) offer: Option<pb::SharedPool>,
     /// Cancelled when it dies, as far as its pool is concerned.
     pub(super) gone: CancellationToken,
 }
@@ -304,31 +327,32 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn new(layout: KvLayout, blocks: usize) -> Self {
         let memory = TestMemory::new(layout, blocks);
-        let config = PusherConfig {
-            node: NodeId("prefill-0".into()),
-            epoch: EPOCH,
-            identity: IDENTITY,
-            protocol_max: baton_proto::PROTOCOL_MAX,
-            paths: PathConfig::plain(),
-        };
         Self {
-            pusher: Pusher::new(config, memory.clone()),
+            pusher: pusher(PathConfig::plain(), memory.clone()),
             memory,
+            offer: None,
             gone: CancellationToken::new(),
         }
     }
 
-    /// Pushes to `node` over another transport.
+    /// Pushes over `transport` alone. Over shared memory its pool is on offer where `node` looks, which maps it now.
     pub(super) async fn over(mut self, node: &Node, transport: Transport) -> Self {
         if transport == Transport::Shm {
             let (token, directory) = (Capability::new([4; 32]), &node.directory.1);
             let (tasks, shutdown) = (&node.tasks, self.gone.clone());
             let offer = shm::Offer::open(directory, EPOCH, token, &*self.memory, tasks, shutdown).unwrap();
-            let mapping = shm::Mapping::fetch(directory, &offer.to_proto(), self.memory.layout())
-                .await
-                .unwrap();
-            node.mappings.insert(EPOCH, mapping);
-            self.pusher = self.pusher.with_transport(transport);
+            let paths = PathConfig {
+                preference: Preference::Only(Transport::Shm),
+                shared: Some(offer.to_proto()),
+                ..PathConfig::plain()
+            };
+            let welcome = introduced(node, offer.to_proto()).await;
+            assert!(
+                welcome.shared_refused.is_empty() && welcome.shared_bytes_per_s > 0.0,
+                "{welcome:?}"
+            );
+            self.pusher = pusher(paths, self.memory.clone());
+            self.offer = Some(offer.to_proto());
         }
         self
     }

@@ -1,7 +1,7 @@
 //! What only pushes over shared memory can meet.
 
 use baton_kv::BlockId;
-use baton_proto::node::v1::{push_frame::Frame, push_reply::Reply};
+use baton_proto::node::v1::{self as pb, push_frame::Frame, push_reply::Reply};
 
 use super::{
     frames::{Live, pieces},
@@ -9,32 +9,70 @@ use super::{
 };
 
 #[tokio::test]
-async fn a_pool_that_is_not_mapped_is_named_and_can_be_offered_again() {
-    let node = Node::start(LAYOUT, 4).await;
+async fn a_pool_that_is_not_mapped_any_more_is_offered_again_and_the_push_goes_on() {
+    let node = Node::start(LAYOUT, 8).await;
     let source = Source::new(LAYOUT, 4).over(&node, Transport::Shm).await;
-    within(source.push_in_chunks(node.reserve(1, 1, &PROMPT), &PROMPT, 9))
-        .await
-        .unwrap();
-    node.finish_all();
-    // As far as the decode node knows the sender has died.
+    let pushed = async |request: u128| {
+        let prompt = PROMPT.map(|token| token + 100 * request as u32);
+        let ticket = node.reserve(request, 1, &prompt);
+        let handoff = ticket.handoff;
+        let report = within(source.push_in_chunks(ticket, &prompt, 9)).await?;
+        let table = node.verified(handoff).await;
+        for (index, block) in table.iter().enumerate() {
+            let tokens = (prompt.len() - index * LAYOUT.block_tokens).min(LAYOUT.block_tokens);
+            assert_eq!(node.memory.block(*block, tokens), kv_of(&LAYOUT, &prompt, index));
+        }
+        node.finish_all();
+        Ok::<_, PushError>(report)
+    };
+    for request in 1..4 {
+        assert_eq!(pushed(request).await.unwrap().transport, Transport::Shm);
+        assert_eq!(node.mappings.len(), 1);
+        node.mappings.clear();
+    }
+    // It has left, as far as its pool is concerned: nobody can map it again.
     source.gone.cancel();
-    within(async {
-        while !node.mappings.is_empty() {
-            tokio::task::yield_now().await;
+    node.mappings.clear();
+    let error = within(async {
+        loop {
+            // Until its socket is gone.
+            if let Err(error) = pushed(4).await {
+                return error;
+            }
+            node.mappings.clear();
         }
     })
     .await;
-    let other = PROMPT.map(|token| token + 100);
-    let error = within(source.push_in_chunks(node.reserve(2, 1, &other), &other, 9))
-        .await
-        .unwrap_err();
-    assert_eq!(error.code(), "POOL_NOT_MAPPED");
-    let again = Source::new(LAYOUT, 4).over(&node, Transport::Shm).await;
-    within(again.push_in_chunks(node.reserve(2, 2, &other), &other, 9))
-        .await
-        .unwrap();
-    node.finish_all();
-    node.idle().await;
+    assert_eq!(error.code(), "TRANSPORT_UNAVAILABLE", "{error}");
+    assert!(error.to_string().contains("SHM_"), "{error}");
+}
+
+#[tokio::test]
+async fn an_offer_that_cannot_be_used_is_refused_by_its_code() {
+    let node = Node::start(LAYOUT, 4).await;
+    let good = Source::new(LAYOUT, 4).over(&node, Transport::Shm).await;
+    let offer = good.offer.clone().expect("offered");
+    let check = async |change: fn(&mut pb::SharedPool), code: &str| {
+        let mut changed = offer.clone();
+        change(&mut changed);
+        let welcome = harness::introduced(&node, changed).await;
+        assert!(
+            welcome.shared_refused.starts_with(&format!("{code}: ")) && welcome.shared_bytes_per_s == 0.0,
+            "{welcome:?}"
+        );
+    };
+    check(
+        |offer| offer.socket = "/tmp/somebody-else/1.sock".to_owned(),
+        "SHM_ELSEWHERE",
+    )
+    .await;
+    check(
+        |offer| offer.socket.insert(offer.socket.len() - 5, '0'),
+        "SHM_UNREACHABLE",
+    )
+    .await;
+    check(|offer| offer.token[0] ^= 1, "SHM_REFUSED").await;
+    check(|offer| offer.blocks += 1, "SHM_SIZE").await;
 }
 
 #[tokio::test]
