@@ -31,7 +31,9 @@ test: setup .venv/stamp ## everything that must hold: formatting, lints, unit, p
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo build --locked -p baton
 	target/debug/baton model fetch
-	BATON_PYTHON=$(abspath .venv/bin/python) cargo test --workspace --locked
+	BATON_PYTHON=$(abspath .venv/bin/python) BATON_NVRTC=1 \
+		LD_LIBRARY_PATH="$$(echo $(abspath .venv)/lib/python3*/site-packages/nvidia/cu13/lib)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" \
+		cargo test --workspace --locked
 
 .PHONY: test-aarch64
 test-aarch64: setup ## build for aarch64, and run the kernels' tests there under qemu (not part of `make test`)

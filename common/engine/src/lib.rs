@@ -12,6 +12,7 @@ mod available;
 mod checkpoint;
 mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod decoder;
 mod engine;
 mod identity;
