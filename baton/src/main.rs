@@ -22,6 +22,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    baton_node::heap::keep_freed();
     let Cli { telemetry, command } = Cli::parse();
     let outcome = match command {
         Command::Up(args) => process::client(&telemetry, up::run(args, &telemetry)),

@@ -12,6 +12,7 @@ pub mod byte_size;
 pub mod clock;
 pub mod files;
 pub mod grpc;
+pub mod heap;
 pub mod http;
 pub mod lifecycle;
 pub mod limits;

@@ -72,6 +72,7 @@ impl Scale {
 fn main() -> anyhow::Result<()> {
     let argument = std::env::args().nth(1);
     if argument.as_deref() == Some(end::ARGUMENT) {
+        baton_node::heap::keep_freed();
         return play();
     }
     let scale = Scale::chosen();
