@@ -12,6 +12,7 @@ use baton_kv::{BlockName, ChecksumState, KvDtype, KvIdentity, KvLayout, name_blo
 use baton_proto::node::v1::{self as pb, handoff_client::HandoffClient, push_frame::Frame, push_reply::Reply};
 use baton_tests::legs::{self, DecodeLeg, reason};
 use baton_tests::{Cluster, ClusterOptions, Role, client};
+use baton_transfer::limits;
 use http_body_util::{BodyExt, StreamBody};
 use prost::Message;
 use reference::Reference;
@@ -120,6 +121,34 @@ impl Invited {
         frames.extend(self.pieces.iter().cloned().map(Frame::Piece));
         frames.push(Frame::Final(self.last.clone()));
         frames
+    }
+
+    /// The same in version 2: all slots in one frame.
+    fn frames_in_runs(&self) -> Vec<Frame> {
+        let run = |piece: &pb::Piece| pb::PieceRun {
+            slot: piece.slot,
+            generation: piece.generation,
+            first_layer: piece.first_layer,
+            layers: piece.layers,
+            valid_tokens: piece.valid_tokens,
+            source_block: 0,
+        };
+        let open = pb::PushOpen {
+            protocol: 2,
+            ..self.open.clone()
+        };
+        let pieces = pb::Pieces {
+            runs: self.pieces.iter().map(run).collect(),
+            data: self.pieces.iter().flat_map(|piece| piece.data.clone()).collect(),
+        };
+        let mut first = ChecksumState::default();
+        first.update(&self.last.first_token.to_le_bytes());
+        first.update(&self.last.logprob.to_le_bytes());
+        let last = pb::Final {
+            first_checksum: first.finish().0,
+            ..self.last.clone()
+        };
+        vec![Frame::Open(open), Frame::Pieces(pieces), Frame::Final(last)]
     }
 
     async fn push(&self, frames: Vec<Frame>) -> Push {
@@ -283,10 +312,177 @@ async fn refused_later(target: &mut Target) {
         let invited = target.invite().await;
         let mut frames = invited.frames();
         forge(&mut frames);
-        assert_eq!(invited.push(frames).await.verdict().await, expected, "{what}");
-        let status = invited.leg.answer().await.expect_err("nothing is decoded");
-        let refused = ("HANDOFF_REJECTED".to_owned(), Some(expected.to_owned()));
-        assert_eq!(reason(&status), refused, "{what}");
+        refused(invited, frames, what, expected).await;
+    }
+}
+
+/// The push is refused, and with it the request.
+async fn refused(invited: Invited, frames: Vec<Frame>, what: &str, expected: &str) {
+    assert_eq!(invited.push(frames).await.verdict().await, expected, "{what}");
+    let status = invited.leg.answer().await.expect_err("nothing is decoded");
+    let refused = ("HANDOFF_REJECTED".to_owned(), Some(expected.to_owned()));
+    assert_eq!(reason(&status), refused, "{what}");
+}
+
+/// Frames of several runs. One run that is wrong refuses its whole frame.
+async fn refused_runs(target: &mut Target) {
+    type Forge = fn(&mut Vec<Frame>);
+    let pushes: [(&str, Forge, &str); 22] = [
+        ("no runs", |f| runs(f).clear(), "MALFORMED"),
+        ("nothing at all", |f| *pieces(f) = pb::Pieces::default(), "MALFORMED"),
+        ("an old generation", |f| runs(f)[1].generation -= 1, "STALE_GENERATION"),
+        ("no such slot", |f| runs(f)[1].slot = SLOTS as u32, "MALFORMED"),
+        ("a slot far out", |f| runs(f)[1].slot = u32::MAX, "MALFORMED"),
+        ("no layers", |f| runs(f)[1].layers = 0, "MALFORMED"),
+        ("layers that are not", |f| runs(f)[1].first_layer = 1, "MALFORMED"),
+        ("layers without end", |f| runs(f)[1].layers = u32::MAX, "MALFORMED"),
+        (
+            "layers that overflow",
+            |f| runs(f)[1].first_layer = u32::MAX,
+            "MALFORMED",
+        ),
+        ("fewer tokens", |f| runs(f)[1].valid_tokens -= 1, "MALFORMED"),
+        ("more tokens", |f| runs(f)[1].valid_tokens = u32::MAX, "MALFORMED"),
+        ("truncated", |f| drop(cut(f, 1)), "MALFORMED"),
+        ("a byte too many", |f| lengthen(f, 1), "MALFORMED"),
+        ("a run without its bytes", |f| repeat(f, 0, 1), "MALFORMED"),
+        ("overlapping runs", |f| overlapping_runs(f), "MALFORMED"),
+        ("too many runs", |f| repeat(f, 0, limits::FRAME_RUNS), "MALFORMED"),
+        ("far too many", |f| repeat(f, 0, 150_000), "MALFORMED"),
+        ("a block of whose memory?", |f| named_not_sent(f), "MALFORMED"),
+        (
+            "a frame of version 1",
+            |f| f[1] = Frame::Piece(one_piece(f)),
+            "MALFORMED",
+        ),
+        ("runs in version 1", |f| open(f).protocol = 1, "MALFORMED"),
+        ("a changed first token", |f| last(f).first_token ^= 1, "MALFORMED"),
+        ("a changed log-probability", |f| last(f).logprob = -1.5, "MALFORMED"),
+    ];
+    for (what, forge, expected) in pushes {
+        let invited = target.invite().await;
+        let mut frames = invited.frames_in_runs();
+        forge(&mut frames);
+        refused(invited, frames, what, expected).await;
+    }
+
+    // Refused as they open.
+    let invited = target.invite().await;
+    for (transport, expected) in [("shm", "POOL_NOT_MAPPED"), ("rdma", "MALFORMED")] {
+        let mut frames = invited.frames_in_runs();
+        open(&mut frames).transport = transport.to_owned();
+        assert_eq!(invited.push(frames).await.verdict().await, expected, "{transport}");
+    }
+    rightful(invited).await;
+}
+
+/// Runs that are odd, and fine.
+async fn odd_runs(target: &mut Target) {
+    type Forge = fn(&mut Vec<Frame>);
+    let pushes: [(&str, Forge); 4] = [
+        ("as it should be", |_| {}),
+        ("a block that is named as well", |f| runs(f)[0].source_block = u32::MAX),
+        // The first of them counts.
+        ("a run twice, with other bytes", |f| {
+            repeat(f, 1, 1);
+            let bytes = tail_bytes(f);
+            lengthen(f, bytes);
+        }),
+        ("the frame twice", |f| f.insert(1, f[1].clone())),
+    ];
+    let mut answers = Vec::new();
+    for (what, forge) in pushes {
+        let invited = target.invite().await;
+        let mut frames = invited.frames_in_runs();
+        forge(&mut frames);
+        assert_eq!(invited.push(frames).await.verdict().await, "VERIFIED", "{what}");
+        answers.push(invited.leg.answer().await.expect("an answer"));
+        assert_eq!(answers[0], answers[answers.len() - 1], "{what}");
+    }
+}
+
+/// OPEN.
+fn open(frames: &mut [Frame]) -> &mut pb::PushOpen {
+    match &mut frames[0] {
+        Frame::Open(open) => open,
+        other => panic!("{other:?} is not OPEN"),
+    }
+}
+
+/// The first frame of runs.
+fn pieces(frames: &mut [Frame]) -> &mut pb::Pieces {
+    match &mut frames[1] {
+        Frame::Pieces(pieces) => pieces,
+        other => panic!("{other:?} has no runs"),
+    }
+}
+
+fn runs(frames: &mut [Frame]) -> &mut Vec<pb::PieceRun> {
+    &mut pieces(frames).runs
+}
+
+/// Takes the last bytes away.
+fn cut(frames: &mut [Frame], bytes: usize) -> Bytes {
+    let data = &mut pieces(frames).data;
+    data.split_off(data.len() - bytes)
+}
+
+/// Adds bytes that are none of the KV.
+fn lengthen(frames: &mut [Frame], bytes: usize) {
+    let data = &mut pieces(frames).data;
+    *data = [&data[..], &vec![0xa5; bytes]].concat().into();
+}
+
+/// A run's header so many times more, behind the others.
+fn repeat(frames: &mut [Frame], run: usize, times: usize) {
+    let runs = runs(frames);
+    let again = runs[run];
+    runs.extend(std::iter::repeat_n(again, times));
+}
+
+/// Of the last slot.
+fn tail_bytes(frames: &mut [Frame]) -> usize {
+    let pieces = pieces(frames);
+    let tokens: u32 = pieces.runs.iter().take(SLOTS).map(|run| run.valid_tokens).sum();
+    pieces.data.len() / tokens as usize * pieces.runs[SLOTS - 1].valid_tokens as usize
+}
+
+/// Of the last slot all layers but the first, and then all but the last.
+fn overlapping_runs(frames: &mut [Frame]) {
+    let layers = runs(frames)[1].layers;
+    let layer = tail_bytes(frames) / layers as usize;
+    runs(frames)[1].first_layer = 1;
+    runs(frames)[1].layers = layers - 1;
+    let low = pb::PieceRun {
+        first_layer: 0,
+        ..runs(frames)[1]
+    };
+    runs(frames).push(low);
+    let bytes = (layers as usize - 2) * layer;
+    lengthen(frames, bytes);
+}
+
+/// As over shared memory.
+fn named_not_sent(frames: &mut [Frame]) {
+    let pieces = pieces(frames);
+    pieces.data.clear();
+    for run in &mut pieces.runs {
+        run.source_block = 3;
+    }
+}
+
+/// Slot 0 as version 1 sends it.
+fn one_piece(frames: &mut [Frame]) -> pb::Piece {
+    let tail = tail_bytes(frames);
+    let pieces = pieces(frames);
+    let run = pieces.runs[0];
+    pb::Piece {
+        slot: run.slot,
+        generation: run.generation,
+        first_layer: run.first_layer,
+        layers: run.layers,
+        valid_tokens: run.valid_tokens,
+        data: pieces.data.slice(..pieces.data.len() - tail),
     }
 }
 
@@ -535,6 +731,8 @@ async fn what_is_refused_changes_nothing() {
 
     never_accepted(&mut target).await;
     refused_later(&mut target).await;
+    refused_runs(&mut target).await;
+    odd_runs(&mut target).await;
     odd_and_fine(&mut target).await;
     wrong_checksums(&mut target).await;
     replayed_and_cut_short(&mut target).await;
