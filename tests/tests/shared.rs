@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use baton_tests::{Cluster, ClusterOptions, Role, client, leak};
 use reference::Reference;
+use tokio::task::JoinSet;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -100,6 +101,45 @@ async fn nodes_of_one_host_share_memory_by_themselves_and_again_after_either_has
     bench.cluster.node(Role::Prefill, 0).signal("TERM");
     assert!(bench.cluster.node(Role::Prefill, 0).wait_exit(LIMIT).success());
     assert_eq!(bench.cluster.offers(), 0);
+}
+
+/// The prefill node dies while some of the prompt has been copied from its pool, and the rest is still to be computed: the decode node runs the prompt itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_node_killed_in_the_middle_of_a_push_changes_no_token() {
+    let mut bench = Bench::start("--chunk-tokens 32", "");
+    bench.until_shared().await;
+    bench.cluster.allow("a node was lost");
+    let prompt = bench.reference.prompt(&STORY.repeat(60), 1_000);
+    let expected = bench.reference.run(&prompt, 5, None);
+    let computed = |text: &str| leak::samples(text, "baton_tokens_total", "kind")["prompt_computed"];
+    let before = computed(&bench.cluster.node(Role::Prefill, 0).metrics());
+
+    let mut api = client::connect(&bench.cluster).await;
+    let mut answers = JoinSet::new();
+    answers.spawn(async move { client::run(&mut api, client::greedy(&prompt, 5)).await });
+    bench
+        .cluster
+        .node(Role::Decode, 0)
+        .wait_metrics("a push", LIMIT, |text| leak::total(text, "baton_handoff_streams") > 0.0);
+    // What one chunk computed is pushed while the next ones are.
+    bench
+        .cluster
+        .node(Role::Prefill, 0)
+        .wait_metrics("some chunks", LIMIT, |text| computed(text) >= before + 128.0);
+    bench.cluster.node(Role::Prefill, 0).kill();
+
+    let answer = answers.join_next().await.expect("one").expect("it ends");
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.ids, expected.ids);
+    // That is: it was not too late.
+    assert_eq!(answer.finished.served.expect("it says who served it").attempts, 2);
+    bench.cluster.assert_idle(LIMIT);
+    // The dead node's socket stays until the next one starts, which has its own.
+    assert_eq!(bench.cluster.offers(), 1);
+    bench.cluster.restart(Role::Prefill, 0);
+    assert_eq!(bench.cluster.offers(), 1);
+    bench.until_shared().await;
+    bench.travels("shm", 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
