@@ -3,6 +3,7 @@
 
 mod reference;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use baton_tests::legs::{self, DecodeLeg, PrefillLeg, reason};
 use baton_tests::{Cluster, ClusterOptions, Role};
 use prost::Message as _;
 use reference::Reference;
+use tokio::sync::Notify;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -71,19 +73,37 @@ static KNOWN: LazyLock<Known> = LazyLock::new(|| {
 struct Wire {
     /// Flags of the prefill nodes, and of the decode node.
     args: [&'static [&'static str]; 2],
-    /// Bytes that pass between the nodes in a second where a test wants time.
-    rate: u64,
-    /// Of them, the bytes after which blocks are on their way, and more are to come.
-    midway: u64,
+    transport: &'static str,
+    /// Where KV itself passes between the nodes.
+    slow: Option<Slow>,
     /// The proxy can look into it.
     plain: bool,
 }
 
+/// A link on which a test has time.
+#[derive(Clone, Copy, Debug)]
+struct Slow {
+    /// Bytes that pass in a second.
+    rate: u64,
+    /// Of them, the bytes after which blocks are on their way, and more are to come.
+    midway: u64,
+}
+
 const GRPC: Wire = Wire {
     args: [&[], &[]],
-    rate: 2_500_000,
-    midway: 1_000_000,
+    transport: "grpc",
+    slow: Some(Slow {
+        rate: 2_500_000,
+        midway: 1_000_000,
+    }),
     plain: true,
+};
+
+/// Frames name blocks, and are so small that no rate holds them up: all of them lie in the sockets' buffers at once.
+const SHM: Wire = Wire {
+    transport: "shm",
+    slow: None,
+    ..GRPC
 };
 
 /// A node of the version before.
@@ -107,6 +127,8 @@ struct Bench {
     wire: Wire,
     proxy: FaultProxy,
     mangle: Arc<Mutex<Option<Mangle>>>,
+    /// Nothing is kept back.
+    healed: Arc<AtomicBool>,
     requests: u128,
 }
 
@@ -117,7 +139,7 @@ impl Bench {
             .map(|args| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<String>>());
         let mut cluster = Cluster::start(ClusterOptions {
             prefill: 2,
-            prefill_args: [prefill_args, vec!["--transport".to_owned(), "grpc".to_owned()]].concat(),
+            prefill_args: [prefill_args, vec!["--transport".to_owned(), wire.transport.to_owned()]].concat(),
             decode_args: [decode_args, vec!["--lease-ms".to_owned(), LEASE_MS.to_string()]].concat(),
             ..ClusterOptions::default()
         });
@@ -133,6 +155,7 @@ impl Bench {
             wire,
             proxy,
             mangle,
+            healed: Arc::default(),
             requests: 0,
         };
         bench.serves().await;
@@ -166,13 +189,54 @@ impl Bench {
         PrefillLeg::run(node, work, ticket).await.expect("a leg")
     }
 
-    /// The same over a slow link, until some blocks have travelled and others have not.
+    /// The same until some blocks have travelled and others, or at least FINAL, have not: over a slow link, or with frames kept back.
     async fn midway(&mut self, work: &pb::Work, prefill: usize) -> (DecodeLeg, PrefillLeg) {
-        self.proxy.up().limit(self.wire.rate);
+        let Some(slow) = self.wire.slow else {
+            let begun = self.keep_back();
+            let legs = self.begin(work, prefill).await;
+            let begun = tokio::time::timeout(LIMIT, begun.notified()).await;
+            begun.expect("blocks are on their way");
+            return legs;
+        };
+        self.proxy.up().limit(slow.rate);
         let passed = self.proxy.up().passed();
         let legs = self.begin(work, prefill).await;
-        self.proxy.up().wait_passed(passed + self.wire.midway, LIMIT).await;
+        self.proxy.up().wait_passed(passed + slow.midway, LIMIT).await;
         legs
+    }
+
+    /// Lets the next push's first frame of blocks through, and tells; keeps what follows it back, but for heartbeats, until all is healed. Then it goes on
+    /// before the push's next frame, if there is one.
+    fn keep_back(&self) -> Arc<Notify> {
+        self.healed.store(false, Ordering::Release);
+        let (begun, healed) = (Arc::new(Notify::new()), self.healed.clone());
+        let (tell, mut kept, mut carried) = (begun.clone(), Vec::new(), false);
+        self.mangle(move |frame| {
+            if matches!(frame.frame, Some(Frame::Open(_))) {
+                // Of another push.
+                kept.clear();
+            }
+            if healed.load(Ordering::Acquire) {
+                kept.push(frame);
+                return std::mem::take(&mut kept);
+            }
+            if carried && !matches!(frame.frame, Some(Frame::Heartbeat(_))) {
+                kept.push(frame);
+                return Vec::new();
+            }
+            if carries(&frame) {
+                carried = true;
+                tell.notify_one();
+            }
+            vec![frame]
+        });
+        begun
+    }
+
+    /// Everything passes again, what was held or kept back first.
+    fn heal(&self) {
+        self.healed.store(true, Ordering::Release);
+        self.proxy.heal();
     }
 
     /// Runs a request to its end, which is right.
@@ -194,7 +258,7 @@ impl Bench {
     /// All is well again: within a lease nothing is held, and requests are answered right.
     async fn serves(&mut self) {
         self.unmangle();
-        self.proxy.heal();
+        self.heal();
         self.cluster.assert_idle(IDLE);
         for prefill in 0..2 {
             let work = self.work();
@@ -267,7 +331,7 @@ async fn sender_killed(bench: &mut Bench) {
     let (decode, _prefill) = bench.midway(&work, 0).await;
     bench.cluster.node(Role::Prefill, 0).kill();
     failed(decode.answer().await, &["PEER_LOST"]);
-    bench.proxy.heal();
+    bench.heal();
     bench.right(&again(&work), 1).await;
     bench.cluster.restart(Role::Prefill, 0);
 }
@@ -292,7 +356,7 @@ async fn sender_stopped_and_continued(bench: &mut Bench) {
     let (ids, done) = tokio::join!(fresh.answer(), other.done());
     assert_eq!(ids.expect("an answer"), KNOWN.answer);
     done.expect("a handoff");
-    bench.proxy.heal();
+    bench.heal();
     bench.cluster.node(Role::Prefill, 0).resume();
     failed(
         prefill.done().await,
@@ -337,7 +401,7 @@ async fn receiver_killed(bench: &mut Bench) {
         &["Unknown", "Unavailable", "Cancelled", "Internal"],
     );
     failed(prefill.done().await, &["PEER_LOST"]);
-    bench.proxy.heal();
+    bench.heal();
     bench.cluster.restart(Role::Decode, 0);
     let late = bench.push(&work, &old, 1).await;
     failed(late.done().await, &["HANDOFF_REJECTED/STALE_EPOCH"]);
@@ -350,7 +414,7 @@ async fn both_restarted(bench: &mut Bench) {
     bench.cluster.node(Role::Prefill, 0).kill();
     bench.cluster.node(Role::Decode, 0).kill();
     drop((decode, prefill));
-    bench.proxy.heal();
+    bench.heal();
     bench.cluster.restart(Role::Prefill, 0);
     bench.cluster.restart(Role::Decode, 0);
 }
@@ -382,7 +446,7 @@ async fn full_pool(bench: &mut Bench) {
     };
     let refused = failed::<()>(Err(refused), &["KV_EXHAUSTED"]);
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
-    bench.proxy.heal();
+    bench.heal();
     let (ids, done) = tokio::join!(decode.answer(), prefill.done());
     assert_eq!(ids.expect("an answer"), KNOWN.answer);
     done.expect("a handoff");
@@ -412,7 +476,7 @@ async fn corrupt_anywhere(bench: &mut Bench) {
         if let Ok(ids) = ids {
             assert_eq!(ids, KNOWN.answer);
         }
-        bench.proxy.heal();
+        bench.heal();
         bench.cluster.assert_idle(IDLE);
     }
 }
@@ -544,9 +608,11 @@ async fn conformance(wire: Wire) {
         both_restarted,
         abort_while_frames_land,
         full_pool,
-        slow_link,
-        corrupt_anywhere,
     );
+    // Over shared memory no KV is on the link, so that nothing outlasts a lease there, and next to nothing but what opens a push could be corrupt.
+    if wire.slow.is_some() {
+        conforms!(bench: slow_link, corrupt_anywhere);
+    }
     if wire.plain {
         conforms!(bench: corrupt_blocks, repeated_and_swapped, lost_frame, other_version);
     }
@@ -555,6 +621,11 @@ async fn conformance(wire: Wire) {
 #[tokio::test(flavor = "multi_thread")]
 async fn over_grpc() {
     conformance(GRPC).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_shared_memory() {
+    conformance(SHM).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
