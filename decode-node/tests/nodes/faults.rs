@@ -167,10 +167,11 @@ async fn a_router_that_drops_the_prefill_mid_push_ends_both_legs() {
     // Before the push has opened its stream, the lease would be all that ends the reservation.
     decode.pushed_to().await;
     drop(running);
-    drop(steps);
-    prefill.idle().await;
+    // The engine still stands: the push cannot end before the node hears that its router has gone.
     let status = decoding.answer().await.expect_err("the sender is gone");
     check(&status, Code::Unavailable, "PEER_LOST");
+    drop(steps);
+    prefill.idle().await;
     decode.idle().await;
 }
 
