@@ -19,7 +19,16 @@ const STORY: &str = "The relay team had trained for months. On the morning of th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handed_over_equals_local_bit_for_bit() {
-    let mut cluster = Cluster::start(ClusterOptions::default());
+    for transport in ["grpc", "shm"] {
+        handed_over_equals_local(transport).await;
+    }
+}
+
+async fn handed_over_equals_local(transport: &str) {
+    let mut cluster = Cluster::start(ClusterOptions {
+        prefill_args: vec!["--transport".to_owned(), transport.to_owned()],
+        ..ClusterOptions::default()
+    });
     let mut reference = Reference::open();
     let mut api = client::connect(&cluster).await;
     // Around a block's border (32 tokens), and longer; greedy and sampled; short and long answers.
@@ -50,7 +59,7 @@ async fn handed_over_equals_local_bit_for_bit() {
         if output > 1 {
             assert_eq!(
                 (served.decode_node.as_str(), served.transport.as_str()),
-                ("decode-0", "grpc")
+                ("decode-0", transport)
             );
             assert!(served.kv_bytes > 0 && served.kv_blocks > 0, "{served:?}");
         } else {
