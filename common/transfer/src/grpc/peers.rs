@@ -415,7 +415,8 @@ impl Peers {
         };
         if slow {
             self.tell(PathEvent::Slow(way.transport));
-            tracing::warn!(
+            // No alarm yet: the path, or the machine for a moment? The next probe says.
+            tracing::info!(
                 peer = way.peer.address,
                 transport = way.transport.name(),
                 bytes,
